@@ -1,0 +1,41 @@
+"""jaxunlearn: machine unlearning as composable transforms.
+
+    out = method.unlearn(model, params, Request(forget=..., retain=...), key)
+
+A model is pure functions of its parameters, a method is one value that can be chained, masked, swept and audited, and
+every score stands beside the score of true retraining. What this module and the `__init__` of its sub-packages
+import is the public surface; nothing else is promised.
+"""
+
+from . import data as data
+from . import losses as losses
+from . import objectives as objectives
+from .method import AccessError as AccessError
+from .method import Method as Method
+from .method import Request as Request
+from .method import Unlearned as Unlearned
+from .method import certified as certified
+from .method import chain as chain
+from .method import exact as exact
+from .method import keep_best as keep_best
+from .method import masked as masked
+from .method import method as method
+from .methods import descent as descent
+from .methods import finetune as finetune
+from .methods import gradient_ascent as gradient_ascent
+from .methods import neggrad_plus as neggrad_plus
+from .methods import random_labels as random_labels
+from .methods import retrain as retrain
+from .methods import ssd as ssd
+from .model import Model as Model
+from .model import from_linen as from_linen
+from .model import from_nnx as from_nnx
+from .batch_stats import refresh_batch_stats as refresh_batch_stats
+from .objectives import Objective as Objective
+from .training import Fitted as Fitted
+from .training import Status as Status
+from .training import ensemble as ensemble
+from .training import fit as fit
+from .training import train as train
+
+__version__ = "0.1.0"

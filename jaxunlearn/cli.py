@@ -1,0 +1,224 @@
+"""The command line: `jaxunlearn compare` and `jaxunlearn methods`. Parsing and printing only.
+
+| exit status | meaning                                                                       |
+|-------------|-------------------------------------------------------------------------------|
+| 0           | done; for `compare`, the comparison is informative (or there was nothing to forget) |
+| 2           | the command line or an input was wrong: one message says what and what to do    |
+| 3           | the comparison is not informative: no score, the reason is printed and stored   |
+"""
+
+import argparse
+import dataclasses
+import difflib
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+NOT_INFORMATIVE = 3
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that names the nearest option or command, and exits with 2 in one line."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._unknown(unknown[0].split("=")[0]))
+        return found
+
+    def _unknown(self, word: str) -> str:
+        near = difflib.get_close_matches(word, _options(self), n=1, cutoff=0.0)
+        return f"unknown option {word}. Did you mean {near[0]}? See --help."
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"jaxunlearn: {message}\n")
+
+
+def _options(parser: argparse.ArgumentParser) -> list[str]:
+    found = []
+    for action in parser._actions:
+        found += [option for option in action.option_strings if option.startswith("--")]
+        if isinstance(action, argparse._SubParsersAction):
+            found += [option for sub in action.choices.values() for option in _options(sub)]
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line as an argparse parser."""
+    top = _Parser(
+        prog="jaxunlearn",
+        description="Machine unlearning in JAX, audited against true retraining.",
+        allow_abbrev=False,
+    )
+    commands = top.add_subparsers(dest="command", metavar="command", required=True)
+    compare = commands.add_parser(
+        "compare",
+        help="train, forget, and say with evidence whether it was forgotten",
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = compare.add_argument
+    add("--source", default="digits", help="digits, digits:odd_even, digits:loop, mnist, cifar10, cifar100, tfds:NAME")
+    add("--forget", default="class:3", help="class:3 | subclass:3 | random:0.05 | group:COLUMN=VALUE | ids:1,2,3")
+    add("--methods", default=None, help="such as ssd,neggrad_plus(alpha=0.9,epochs=3); see `jaxunlearn methods`")
+    add("--model", default="mlp", help="mlp, cnn, resnet18, resnet18_gn, vit")
+    add("--optimizer", default="adam", help="adam or sgd")
+    add("--learning-rate", type=float, default=2e-3)
+    add("--batch-size", type=int, default=64)
+    add("--epochs", type=int, default=30)
+    add("--seeds", type=int, default=16, help="originals, and models per method")
+    add("--oracles", type=int, default=32, help="true retrainings to compare with")
+    add("--seed", type=int, default=0, help="of everything random")
+    add("--rows", type=int, default=10_000, help="at most so many examples of a part are evaluated")
+    add("--data-dir", type=Path, default=None, help="where data sets lie; default $JAXUNLEARN_DATA")
+    add("--out", type=Path, default=Path("jaxunlearn-compare"), help="folder for the report")
+    add("--cache-dir", type=Path, default=None, help="where trained ensembles and compiled programs are kept")
+    add("--no-cache", action="store_true", help="train everything anew, keep nothing")
+    add("--quiet", action="store_true", help="no progress")
+    listing = commands.add_parser("methods", help="what there is; NAME shows one in full", allow_abbrev=False)
+    listing.add_argument("name", nargs="?", help="a method")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        return _methods(options.name) if options.command == "methods" else _compare(options)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"jaxunlearn: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\njaxunlearn: interrupted; what was trained so far is in the cache.", file=sys.stderr)
+        return 130
+
+
+def _methods(name: str | None) -> int:
+    from jaxunlearn import presets
+
+    entries = presets.catalogue()
+    if name is None:
+        print(_columns([("name", "family", "guarantee", "needs", "arXiv")] + [
+            (e.name, e.family, e.guarantee, " ".join(e.needs), e.paper) for e in entries.values()
+        ]))  # fmt: skip
+        print("\njaxunlearn methods NAME shows one in full.")
+        return 0
+    if name not in entries:
+        near = difflib.get_close_matches(name, entries, n=1, cutoff=0.0)[0]
+        raise ValueError(f"no method {name!r}. Did you mean {near!r}? There are: {', '.join(entries)}.")
+    print(entries[name].page)
+    print(f"\nPreset in comparisons: {presets.PRESETS[name].rule}.")
+    return 0
+
+
+def _columns(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _compare(options: argparse.Namespace) -> int:
+    folder = _folder(options.out)
+    import jax
+
+    from jaxunlearn.cache import Cache, default_root
+
+    root = options.cache_dir or default_root()
+    _use_all_cores(jax)
+    if not options.no_cache and not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    from jaxunlearn import compare, presets, results
+    from jaxunlearn.audit import report
+    from jaxunlearn.data import sources, tasks
+
+    recipe = presets.Recipe(
+        options.model, options.optimizer, options.learning_rate, options.batch_size, options.epochs
+    )
+    settings = compare.Settings(recipe, options.seeds, options.oracles, options.seed, options.rows)
+    methods = presets.parse_methods(options.methods) if options.methods is not None else None
+    source = sources.load(options.source, data_dir=options.data_dir)
+    task = tasks.parse_task(source, options.forget)
+    print(task.describe())
+    say = _Progress(sys.stderr, options.quiet)
+    cache = None if options.no_cache else Cache(root / "models")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        found = compare.compare(task, methods, settings, cache=cache, say=say)
+    say.done()
+    record = found.record | {"command": _command(options)}
+    found = dataclasses.replace(found, record=record)
+    print(report.table(record))
+    written = [
+        results.write(found, folder / "results.json"),
+        _write_text(folder / "report.html", report.html(record)),
+        folder / "report.png",
+    ]
+    report.png(record, written[-1])
+    for note in record["notes"]:
+        print(f"note: {note}")
+    print("wrote " + ", ".join(str(path) for path in written))
+    return 0 if found.informative else NOT_INFORMATIVE
+
+
+def _use_all_cores(jax: Any) -> None:
+    """One virtual device per core, so that ensembles of small networks use them all; accelerators stay as they are."""
+    if "JAX_NUM_CPU_DEVICES" not in os.environ and "xla_force_host_platform_device_count" not in os.environ.get(
+        "XLA_FLAGS", ""
+    ):
+        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+
+
+def _folder(path: Path) -> Path:
+    """The output folder, made before anything costly begins."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"--out {path} is a file; give a folder.")
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK):
+        raise ValueError(f"--out {path} cannot be written to.")
+    return path
+
+
+def _write_text(path: Path, text: str) -> Path:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The options that change what is computed, as a command line."""
+    shown = ("source", "forget", "methods", "model", "optimizer", "learning_rate", "batch_size", "epochs", "seeds",
+             "oracles", "seed", "rows")  # fmt: skip
+    words = [f"--{name.replace('_', '-')} {getattr(options, name)!s}" for name in shown
+             if getattr(options, name) is not None]  # fmt: skip
+    return "jaxunlearn compare " + " ".join(words)
+
+
+class _Progress:
+    """One line that is rewritten on a terminal, one line per stage elsewhere."""
+
+    def __init__(self, stream: Any, quiet: bool):
+        self.stream, self.quiet = stream, quiet
+        self.rewrite = stream.isatty()
+
+    def __call__(self, text: str, seconds: float) -> None:
+        if self.quiet:
+            return
+        line = f"{seconds:6.1f} s  {text}"
+        if self.rewrite:
+            width = shutil.get_terminal_size().columns - 1
+            self.stream.write("\r" + line[:width].ljust(width))
+        else:
+            self.stream.write(line + "\n")
+        self.stream.flush()
+
+    def done(self) -> None:
+        if self.rewrite and not self.quiet:
+            self.stream.write("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r")
+            self.stream.flush()

@@ -1,0 +1,290 @@
+"""One comparison, from a task to a report: originals, oracles, methods, audits.
+
+    originals   N models trained on everything            seeds
+    oracles     M models trained on what is retained      the reference
+    recipes     M/2 oracles by each of two recipes that nobody would call different: the floor
+    methods     every method applied to every original    judged against the oracles
+
+Everything is an ensemble: one compiled program per group, over all devices. Trained groups are kept in a
+content-addressed cache whose key holds the data, the split, the recipe, the keys and the version of the code that
+trains; methods always run, because their time is measured. `compare` returns a `results.Results`; nothing is printed or
+written here.
+"""
+
+import dataclasses
+import platform
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn import __version__, losses, model, networks, objectives, presets, results, training
+from jaxunlearn.cache import Cache, code_version
+from jaxunlearn.data import streams
+from jaxunlearn.data.tasks import Task
+from jaxunlearn.method import Method
+from jaxunlearn.presets import Recipe, Specified
+from jaxunlearn.typing import Data, Key, Params
+
+Say = Callable[[str, float], None]  # (what is happening, seconds since the start)
+
+_MODELS_AT_ONCE = 16  # when outputs are computed
+_ROWS_AT_ONCE = 4096
+
+
+class Timing(NamedTuple):
+    """Seconds of one compiled program."""
+
+    compile: float
+    run: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a comparison may vary besides the task and the methods.
+
+    Attributes:
+      recipe: how models are trained.
+      seeds: number of originals, and so of models per method, >= 2.
+      oracles: number of true retrainings, >= 4.
+      seed: of everything random.
+      rows: at most so many examples of a part are evaluated (a fixed random choice); bounds memory.
+      permutations, resamples: of the tests and the intervals.
+    """
+
+    recipe: Recipe = Recipe()
+    seeds: int = 16
+    oracles: int = 32
+    seed: int = 0
+    rows: int = 10_000
+    permutations: int = 999
+    resamples: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.seeds < 2 or self.oracles < 4:
+            raise ValueError(
+                f"expected at least 2 seeds and 4 oracles, got {self.seeds} and {self.oracles}: "
+                "with fewer there is neither a floor nor an interval."
+            )
+        if self.rows < 1:
+            raise ValueError(f"rows: expected at least 1, got {self.rows}.")
+
+
+def compare(
+    task: Task,
+    methods: Sequence[Specified] | None = None,
+    settings: Settings = Settings(),  # noqa: B008  (frozen)
+    *,
+    cache: Cache | None = None,
+    say: Say = lambda text, seconds: None,
+) -> results.Results:
+    """Originals, oracles, methods and audits of one task.
+
+    Args:
+      task: what is to be forgotten, of which source.
+      methods: see `presets.parse_methods`; default `presets.DEFAULT_METHODS` with their presets.
+      settings: numbers of models and the recipe.
+      cache: where trained ensembles are kept; None trains them anew.
+      say: progress, called with a text and the seconds since the start.
+
+    Returns:
+      `results.Results`; `results.status` says whether the comparison is informative.
+
+    Raises:
+      ValueError: an unknown network or a network that does not fit the inputs, a method that needs what the task has
+        not (adjacent data, say).
+
+    Cost: (seeds + 2 oracles) trainings, the methods, and outputs of all models on at most 5 x `rows` examples.
+    """
+    start = time.perf_counter()
+    recipe = settings.recipe
+    kind = task.name.split(":")[0]
+    chosen = list(methods) if methods is not None else presets.parse_methods(",".join(presets.DEFAULT_METHODS))
+    source = task.source
+    built = [
+        (each, presets.build(each.name, each.changes, kind, recipe, source.num_classes)) for each in chosen
+    ]
+    network = model.from_nnx(networks.build(recipe.model, source.input_shape, source.num_classes))
+    evaluator = _Evaluator(network, task, settings)
+    notes: list[str] = []
+
+    def progress(text: str) -> None:
+        say(text, time.perf_counter() - start)
+
+    def train_group(name: str, part: str, used: Recipe, count: int, words: str) -> tuple[Params, Timing]:
+        progress(f"training {count} {words}")
+        keys = _keys(settings.seed, name, count)
+        data = task.data("train", part, used.batch_size)
+        key = _address(task, part, used, name, count, settings.seed)
+        return _trained(network, used, data, keys, key, cache)
+
+    groups: list[results.Group] = []
+
+    def add(label: str, role: str, params: Params, timing: Timing, **facts: Any) -> None:
+        groups.append(results.Group(label, role, evaluator(params), timing.compile, timing.run, facts))
+
+    originals, timing = train_group("original", "all", recipe, settings.seeds, "originals")
+    add("original", "original", originals, timing)
+    if task.train_parts["forget"].size:
+        oracles, timing = train_group(
+            "oracle", "retain", recipe, settings.oracles, "oracles (true retrainings)"
+        )
+        add("oracle", "oracle", oracles, timing)
+        for words, variant in recipe.variants().items():
+            half = max(2, settings.oracles // 2)
+            params, timing = train_group(words, "retain", variant, half, f"oracles by {words}")
+            add(f"oracle, {words}", "recipe", params, timing, recipe=dataclasses.asdict(variant))
+    request = task.request(recipe.batch_size)
+    for each, method in built:
+        progress(f"unlearning with {each.label}")
+        keys = _keys(settings.seed, f"method {each.label}", settings.seeds)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            out, timing = _unlearned(network, method, originals, request, keys)
+        notes += [f"{each.label}: {w.message}" for w in _distinct(caught)]
+        add(each.label, "method", out.params, timing, **_facts(each, method, out.info, kind, recipe, task))
+    progress("auditing")
+    return results.assemble(
+        task, settings, groups, evaluator.parts, notes, versions(), time.perf_counter() - start
+    )
+
+
+def _keys(seed: int, name: str, count: int) -> Key:
+    """One key per model of a named group; growing a group keeps the keys of its first models."""
+    root = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+    return jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.arange(count))
+
+
+def _address(task: Task, part: str, recipe: Recipe, name: str, count: int, seed: int) -> dict[str, Any]:
+    """Everything a trained ensemble depends on."""
+    return {
+        "data": task.source.digest,
+        "split": task.digest if part != "all" else "all",
+        "part": part,
+        "recipe": dataclasses.asdict(recipe),
+        "group": name,
+        "models": count,
+        "seed": seed,
+        "devices": jax.device_count(),
+        "code": code_version(training, networks, objectives, model, losses, streams, presets),
+    }
+
+
+def _timed(function: Callable, *args: Any) -> tuple[Any, Timing]:
+    """(result, seconds to compile, seconds to run) of a function compiled for these arguments."""
+    begin = time.perf_counter()
+    compiled = jax.jit(function).lower(*args).compile()
+    middle = time.perf_counter()
+    out = jax.block_until_ready(compiled(*args))
+    return out, Timing(middle - begin, time.perf_counter() - middle)
+
+
+def _trained(
+    network: model.Model, recipe: Recipe, data: Data, keys: Key, address: dict, cache: Cache | None
+) -> tuple[Params, Timing]:
+    tx = recipe.tx
+
+    def one(key: Key) -> Params:
+        return training.train(network, tx, data, key=key, epochs=recipe.epochs).params
+
+    many = training.ensemble(one)
+    if cache is None:
+        return _timed(many, keys)
+    timing = Timing(0.0, 0.0)
+
+    def make() -> Params:
+        nonlocal timing
+        params, timing = _timed(many, keys)
+        return params
+
+    found = cache.get_or_make(address, make, jax.eval_shape(many, keys))
+    return found.tree, timing
+
+
+def _unlearned(network: model.Model, method: Method, originals: Params, request: Any, keys: Key) -> Any:
+    def one(params: Params, key: Key) -> Any:
+        out = method.unlearn(network, params, request, key)
+        return out._replace(model=None)
+
+    return _timed(training.ensemble(one), originals, keys)
+
+
+def _distinct(caught: list) -> list:
+    return list({str(w.message): w for w in caught}.values())
+
+
+def _facts(each: Specified, method: Method, info: Any, kind: str, recipe: Recipe, task: Task) -> dict:
+    """What the report says about a method besides its numbers."""
+    entry = presets.catalogue()[each.name]
+    arguments = presets.PRESETS[each.name].arguments(kind, recipe, task.source.num_classes) | each.changes
+    return {
+        "method": each.name,
+        "family": entry.family,
+        "paper": entry.paper,
+        "needs": sorted(method.needs),
+        "guarantee": method.guarantee,
+        "arguments": arguments,
+        "preset": "as given" if each.changes else presets.PRESETS[each.name].rule,
+        "info": _scalars(info),
+    }
+
+
+def _scalars(info: Any) -> dict[str, list[float]]:
+    """Per-model scalars of an info tuple, for the record."""
+    named = info._asdict() if hasattr(info, "_asdict") else {}
+    return {
+        name: np.asarray(value, np.float64).tolist()
+        for name, value in named.items()
+        if hasattr(value, "ndim") and value.ndim == 1
+    }
+
+
+class _Evaluator:
+    """Outputs of stacked models on every part of a task, each example computed once."""
+
+    def __init__(self, network: model.Model, task: Task, settings: Settings):
+        self.parts = results.parts_of(task, settings.rows, settings.seed)
+        inputs = [part.columns["x"] for part in self.parts.values()]
+        self.inputs = np.concatenate(inputs)
+        self.bounds = np.cumsum([0, *(len(x) for x in inputs)])
+        self.block = min(_ROWS_AT_ONCE, len(self.inputs))
+        self.outputs = jax.jit(jax.vmap(lambda p, x: network.outputs(p, {"x": x}), in_axes=(0, None)))
+
+    def __call__(self, params: Params) -> dict[str, np.ndarray]:
+        """{part: (M, n, C) float32}; models and rows are padded to blocks so that one program serves all."""
+        count = jax.tree.leaves(params)[0].shape[0]
+        rows = [
+            self._rows(jax.tree.map(lambda leaf: leaf[self._block(i, count)], params))
+            for i in range(0, count, _MODELS_AT_ONCE)
+        ]
+        logits = np.concatenate(rows)[:count]
+        cuts = zip(self.parts, self.bounds[:-1], self.bounds[1:], strict=True)
+        return {part: logits[:, low:high] for part, low, high in cuts}
+
+    @staticmethod
+    def _block(start: int, count: int) -> np.ndarray:
+        return np.minimum(start + np.arange(_MODELS_AT_ONCE), count - 1)
+
+    def _rows(self, params: Params) -> np.ndarray:
+        blocks = []
+        for start in range(0, len(self.inputs), self.block):
+            rows = np.minimum(start + np.arange(self.block), len(self.inputs) - 1)
+            blocks.append(np.asarray(self.outputs(params, self.inputs[rows]), np.float32))
+        return np.concatenate(blocks, axis=1)[:, : len(self.inputs)]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed a result, for its record."""
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
+    found = {name: metadata.version(name) for name in names}
+    device = jax.devices()[0]
+    return {"jaxunlearn": __version__} | found | {
+        "python": platform.python_version(),
+        "machine": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+    }

@@ -1,0 +1,153 @@
+"""Per-example losses: functions of a model's outputs and the labels, one number per example.
+
+    cross_entropy    l_i = -log softmax(z_i)[y_i]       nats, summed over positions if there are any
+    squared_error    l_i = sum_k (f_ik - y_ik)^2        in the squared unit of the target
+
+Nothing here averages over examples: a loss that mixes examples has no per-example gradient, and
+unlearning needs those. `weighted_mean` is the one reduction, and the only place where `"weight"` is
+read.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxunlearn.typing import Array, Batch, Params
+
+
+def _sum_of_each(values: Array) -> Array:
+    return values.sum(axis=tuple(range(1, values.ndim)))
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """l_i = logsumexp(z_i) - z_i[y_i], summed over the positions of example i.
+
+    Args:
+      logits: (n, ..., C) float.
+      labels: (n, ...) integers in [0, C). A label >= C gives NaN, a negative one counts from the
+        end; `check_labels` refuses both before training.
+
+    Returns:
+      (n,) float, nats.
+
+    Raises:
+      TypeError: labels are not integers.
+      ValueError: shapes do not fit (checked while tracing, so that nothing broadcasts silently).
+
+    Example:
+      >>> print(cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3])))
+      [1.3862944 1.3862944]
+    """
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(
+            f"cross_entropy: labels must be integer classes, got dtype {labels.dtype}. "
+            "For real targets use losses.squared_error."
+        )
+    if logits.ndim < 2 or labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            "cross_entropy: labels must have the shape of the logits without the class axis, "
+            f"got logits {logits.shape} and labels {labels.shape}."
+        )
+    return _sum_of_each(optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+def squared_error(predictions: Array, targets: Array) -> Array:
+    """l_i = |f_i - y_i|^2.
+
+    Args:
+      predictions: (n, ...) float.
+      targets: (n, ...) of the same shape.
+
+    Returns:
+      (n,) float, in the squared unit of the targets.
+
+    Raises:
+      ValueError: shapes differ (an (n, 1) prediction against an (n,) target would broadcast to
+        (n, n)).
+
+    Example:
+      >>> print(squared_error(jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 0.0]])))
+      [5.]
+    """
+    if predictions.shape != targets.shape:
+        raise ValueError(
+            "squared_error: predictions and targets must have one shape, "
+            f"got {predictions.shape} and {targets.shape}. Reshape one of them."
+        )
+    return _sum_of_each(jnp.square(predictions - targets))
+
+
+def weighted_mean(losses: Array, batch: Batch) -> Array:
+    """sum_i w_i l_i / sum_i w_i over the rows with w_i > 0; 0 if there are none.
+
+    Rows of weight 0 contribute exactly 0, to the value and to its gradient in `losses`, even where
+    their loss is NaN or Inf.
+
+    Args:
+      losses: (n,) float.
+      batch: the Batch they came from; without `"weight"` every row counts 1.
+
+    Returns:
+      [] float, at least float32: the sums of half-precision losses are not taken in half precision.
+
+    Example:
+      >>> batch = {"weight": jnp.array([2.0, 1.0, 0.0])}
+      >>> print(weighted_mean(jnp.array([1.0, 4.0, jnp.nan]), batch))
+      2.0
+    """
+    losses = losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
+    weight = batch.get("weight", jnp.ones(losses.shape)).astype(losses.dtype)
+    total = weight.sum()
+    return (jnp.where(weight > 0, losses, 0) * weight).sum() / jnp.where(total > 0, total, 1)
+
+
+def check_per_example(
+    loss: Callable[[Params, Batch], Array], params: Params, batch: Batch
+) -> None:
+    """Raises unless `loss(params, batch)` has shape (n,): traced abstractly, nothing is computed.
+
+    The batch is read for the shapes of its rows only; n = 3 of them are pretended, so that a mean
+    of shape (1,) cannot pass for a batch of one row.
+
+    Raises:
+      ValueError: naming the shape that came; a mean over the batch has shape ().
+    """
+    rows = 3
+    pretended = {
+        name: jax.ShapeDtypeStruct((rows, *column.shape[1:]), column.dtype)
+        for name, column in batch.items()
+    }
+    out = jax.eval_shape(loss, params, pretended)
+    if getattr(out, "shape", None) != (rows,):
+        raise ValueError(
+            f"model.loss must return one number per example, shape ({rows},) for a batch of {rows} "
+            f"rows, but returned {getattr(out, 'shape', type(out).__name__)}. "
+            "Do not average: losses.weighted_mean does that where it is wanted."
+        )
+
+
+def check_labels(
+    outputs: Callable[[Params, Batch], Array], params: Params, batch: Batch, where: str
+) -> None:
+    """Raises unless every integer label y of `batch` lies in [0, C), C the model's last axis.
+
+    Only where the labels have the shape of the outputs without the class axis; integer targets of a
+    regression are left alone. Needs concrete labels; the model is traced abstractly.
+
+    Raises:
+      ValueError: naming the first bad row and its label.
+    """
+    labels = np.asarray(batch["y"])
+    shape = jax.eval_shape(outputs, params, batch).shape
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != shape[:-1]:
+        return
+    bad = (labels < 0) | (labels >= shape[-1])
+    if bad.any():
+        row = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"{where}: labels must lie in [0, {shape[-1]}), the classes of the model's outputs, "
+            f"but row {row[0]} has {labels[row]}."
+        )

@@ -1,0 +1,3 @@
+"""One-shot edits of the parameters."""
+
+from .ssd import ssd as ssd

@@ -1,0 +1,3 @@
+"""Methods whose result equals retraining."""
+
+from .retrain import retrain as retrain

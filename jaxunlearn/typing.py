@@ -1,0 +1,42 @@
+"""The nouns that every signature uses.
+
+| noun     | what it is                                                                       |
+|----------|----------------------------------------------------------------------------------|
+| `Params` | any pytree of arrays: a Linen dict, an `nnx.State`, a plain dict                   |
+| `Batch`  | a mapping of arrays that share a leading axis n; `"weight"` (n,) >= 0 is optional   |
+| `Data`   | what yields Batches every time it is iterated, and knows how many examples it has |
+| `Key`    | a typed key, `jax.random.key(seed)`; always passed in, never defaulted             |
+| `Score`  | `(model, params) -> ()`, higher is better; what `keep_best` ranks by                |
+
+A row whose weight is 0 is padding: it contributes exactly 0 to every loss, gradient, importance and
+metric. A row of weight 2 counts as the same row twice.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import jax
+
+Array: TypeAlias = jax.Array
+Params: TypeAlias = Any
+Batch: TypeAlias = Mapping[str, Any]
+Key: TypeAlias = jax.Array
+Score: TypeAlias = Callable[[Any, Params], Array]
+
+
+@runtime_checkable
+class Data(Protocol):
+    """A re-iterable stream of `Batch`es.
+
+    `num_examples` counts the rows of one pass and `num_batches` its batches. Iterating twice yields
+    the same batches twice; a one-shot generator is therefore not Data, and `jaxunlearn.data.as_data`
+    refuses it by name.
+    """
+
+    @property
+    def num_examples(self) -> int: ...
+
+    @property
+    def num_batches(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
