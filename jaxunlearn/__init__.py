@@ -2,14 +2,16 @@
 
     out = method.unlearn(model, params, Request(forget=..., retain=...), key)
 
-A model is pure functions of its parameters, a method is one value that can be chained, masked, swept and audited, and
-every score stands beside the score of true retraining. What this module and the `__init__` of its sub-packages
-import is the public surface; nothing else is promised.
+A model is pure functions of its parameters, a method is one value that can be chained, masked,
+swept and audited, and every score stands beside the score of true retraining. What this module and
+the `__init__` of its sub-packages import is the public surface; nothing else is promised.
 """
 
 from . import data as data
 from . import losses as losses
 from . import objectives as objectives
+from .batch_stats import refresh_batch_stats as refresh_batch_stats
+from .ensemble import ensemble as ensemble
 from .method import AccessError as AccessError
 from .method import Method as Method
 from .method import Request as Request
@@ -30,11 +32,9 @@ from .methods import ssd as ssd
 from .model import Model as Model
 from .model import from_linen as from_linen
 from .model import from_nnx as from_nnx
-from .batch_stats import refresh_batch_stats as refresh_batch_stats
 from .objectives import Objective as Objective
 from .training import Fitted as Fitted
 from .training import Status as Status
-from .training import ensemble as ensemble
 from .training import fit as fit
 from .training import train as train
 

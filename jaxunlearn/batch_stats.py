@@ -8,7 +8,8 @@ given.
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.data.streams import as_data, is_traced
+from jaxunlearn.data.columns import is_traced
+from jaxunlearn.data.streams import as_data
 from jaxunlearn.model import Model, join_statistics, split_statistics
 from jaxunlearn.typing import Batch, Data, Params
 
@@ -48,7 +49,9 @@ def refresh_batch_stats(model: Model, params: Params, data: Data) -> Params:
         return params
     data = as_data(data)
     if is_traced((params, data)):
-        raise TypeError("refresh_batch_stats: works on concrete params and data; call it outside jit.")
+        raise TypeError(
+            "refresh_batch_stats: works on concrete params and data; call it outside jit."
+        )
     total, rows = None, 0
     for batch in data:
         real = batch["weight"] > 0

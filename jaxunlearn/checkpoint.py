@@ -16,7 +16,7 @@ guarantee                                     how
 a kill leaves the whole checkpoint or none    built in a temporary sibling, fsynced, one ``rename``
 ``overwrite=True`` never leaves a gap         new arrays move in beside the old; replacing one file,
                                               the manifest, switches; then the old arrays go
-damage is noticed before anything is parsed   sha256 of every file, and of the bytes of every leaf
+damage is noticed before arrays are parsed    sha256 of every file, and of the bytes of every leaf
 no code is run                                JSON and arrays only; a pickle is refused by name
 remains of killed writers go away             the next ``save`` beside them sweeps (see `sweep`)
 ============================================  =====================================================
@@ -118,7 +118,7 @@ def save(
             )
         read_manifest(path)  # Raises unless it is ours to replace.
     _refuse_several_processes()
-    data = {name: _bits(name, leaf) for name, leaf in leaves.items()}
+    data = {name: _bits(leaf) for name, leaf in leaves.items()}
     owner = f"{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
     arrays, temporary = f"arrays-{owner}", path.parent / f".{path.name}.tmp-{owner}"
     try:
@@ -343,9 +343,14 @@ def _orbax() -> Iterator[Any]:
         logger.setLevel(level)
 
 
+def _as_stored(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What orbax takes: no empty arrays (the manifest says all about them), no unsigned nibbles."""
+    return {n: x.view(_WIDENED.get(x.dtype.name, x.dtype)) for n, x in arrays.items() if x.size}
+
+
 def _write_arrays(directory: Path, data: Mapping[str, np.ndarray]) -> None:
-    stored = {n: x.view(_WIDENED.get(x.dtype.name, x.dtype)) for n, x in data.items() if x.size}
-    if not stored:  # Orbax refuses empty arrays and empty trees; the manifest says all about them.
+    stored = _as_stored(data)
+    if not stored:
         directory.mkdir()
         return
     with _orbax() as checkpointer:
@@ -354,7 +359,7 @@ def _write_arrays(directory: Path, data: Mapping[str, np.ndarray]) -> None:
 
 def _read_arrays(directory: Path, abstract: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Reads arrays of exactly the shapes and dtypes of ``abstract``, whose values do not matter."""
-    stored = {n: x.view(_WIDENED.get(x.dtype.name, x.dtype)) for n, x in abstract.items() if x.size}
+    stored = _as_stored(abstract)
     if stored:
         with _orbax() as checkpointer:
             there = dict(checkpointer.metadata(directory).item_metadata)
@@ -397,13 +402,8 @@ def _recorded_specs(manifest: Mapping[str, Any]) -> dict[str, tuple[tuple[int, .
     return {n: (tuple(leaf["shape"]), leaf["dtype"]) for n, leaf in manifest["leaves"].items()}
 
 
-def _bits(name: str, leaf: Any) -> np.ndarray:
+def _bits(leaf: Any) -> np.ndarray:
     """A leaf on the host, in C order and native byte order; of a typed key its integers."""
-    if not getattr(leaf, "is_fully_addressable", True):
-        raise ValueError(
-            f"leaf {name!r} has shards in other processes: gather it first, "
-            "jax.experimental.multihost_utils.process_allgather(x, tiled=True)"
-        )
     array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 

@@ -104,9 +104,7 @@ def weighted_mean(losses: Array, batch: Batch) -> Array:
     return (jnp.where(weight > 0, losses, 0) * weight).sum() / jnp.where(total > 0, total, 1)
 
 
-def check_per_example(
-    loss: Callable[[Params, Batch], Array], params: Params, batch: Batch
-) -> None:
+def check_per_example(loss: Callable[[Params, Batch], Array], params: Params, batch: Batch) -> None:
     """Raises unless `loss(params, batch)` has shape (n,): traced abstractly, nothing is computed.
 
     The batch is read for the shapes of its rows only; n = 3 of them are pretended, so that a mean

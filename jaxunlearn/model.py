@@ -3,14 +3,14 @@
     outputs(params, batch) -> (n, ...)     logits or predictions, evaluation mode
     loss(params, batch)    -> (n,)         per example, nats or squared error, evaluation mode
 
-Three doors in: `from_nnx`, `from_linen`, and `Model(...)` by hand. A Model is registered as a static
-pytree node, so `jit` and `vmap` take it as an argument; keep one and reuse it, since two adapters of
-one module are two models to the compiler.
+Three doors in: `from_nnx`, `from_linen`, and `Model(...)` by hand. A Model is registered as a
+static pytree node, so `jit` and `vmap` take it as an argument; keep one and reuse it, since two
+adapters of one module are two models to the compiler.
 
 Running statistics (BatchNorm) differ from one trained model to the next, so they travel with the
 parameters: a model that has them sets `statistics=True`, and its params are
-`{"params": weights, "batch_stats": statistics}`. `outputs` and `loss` read the stored statistics and
-never change them; only `train` does. Every `Method` is handed the weights alone (see
+`{"params": weights, "batch_stats": statistics}`. `outputs` and `loss` read the stored statistics
+and never change them; only `train` does. Every `Method` is handed the weights alone (see
 `jaxunlearn.method`), so no decay, noise or dampening can reach a running variance.
 `jaxunlearn.refresh_batch_stats` re-estimates them as a step of its own.
 """
@@ -34,7 +34,8 @@ class Model:
     Attributes:
       outputs: (params, batch) -> (n, ...), evaluation mode.
       loss: (params, batch) -> (n,), evaluation mode; one number per example, never an average.
-      features: (params, batch) -> (n, d), what the last layer reads; None if the model does not say.
+      features: (params, batch) -> (n, d), what the last layer reads; None if the model does not
+        say.
       init: key -> fresh params; None if the model cannot be re-initialised (then it cannot be
         retrained).
       train: (params, batch, key) -> ((n,) losses, params with updated statistics), training mode;
@@ -126,14 +127,14 @@ def from_nnx(module: Any, *, loss: Callable[[Array, Array], Array] = losses.cros
     """A Model of a Flax NNX module that maps `batch["x"]` to outputs.
 
     Args:
-      module: a factory `rngs -> nnx.Module` (then `model.init` works), or an `nnx.Module` (then params
-        are `nnx.state(module, nnx.Param)` and there is no `init`). It is never changed.
+      module: a factory `rngs -> nnx.Module` (then `model.init` works), or an `nnx.Module` (then
+        params are `nnx.state(module, nnx.Param)` and there is no `init`). It is never changed.
       loss: (outputs, batch["y"]) -> (n,).
 
     Returns:
       A Model whose params are an `nnx.State` of `nnx.Param`; with statistics
-      `{"params": that, "batch_stats": nnx.state(module, nnx.BatchStat)}`. If the module's class has a
-      method `features(x)`, `model.features` is it.
+      `{"params": that, "batch_stats": nnx.state(module, nnx.BatchStat)}`. If the module's class has
+      a method `features(x)`, `model.features` is it.
 
     Raises:
       TypeError: `module` is neither, or is a Linen module.
@@ -159,7 +160,8 @@ def from_nnx(module: Any, *, loss: Callable[[Array, Array], Array] = losses.cros
     example = module if build is None else build(nnx.Rngs(0))
     if not isinstance(example, nnx.Module):
         raise TypeError(
-            f"from_nnx: the factory must return an nnx.Module, it returned {type(example).__name__}."
+            "from_nnx: the factory must return an nnx.Module, "
+            f"it returned {type(example).__name__}."
         )
     copy = nnx.clone(example)
     copy.train()
@@ -275,10 +277,10 @@ def from_linen(
     def variables(params: Params) -> Any:
         return params if has_statistics else {"params": params}
 
-    def outputs(params: Params, batch: Batch) -> Array:
+    def outputs(params: Params, batch: Batch) -> Any:
         return module.apply(variables(params), batch["x"], **eval_options)
 
-    def features(params: Params, batch: Batch) -> Array:
+    def features(params: Params, batch: Batch) -> Any:
         return module.apply(variables(params), batch["x"], method="features")
 
     def init(key: Key) -> Params:

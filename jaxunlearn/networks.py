@@ -311,11 +311,11 @@ def _batch_norm(channels: int, rngs: nnx.Rngs) -> nnx.Module:
 
 
 def _group_norm(channels: int, rngs: nnx.Rngs) -> nnx.Module:
-    """32 groups where they hold at least two channels each, else the most that divide evenly.
+    """32 groups where each gets at least two channels, else one group.
 
     A group of one channel over one pixel would be normalised to 0 whatever came in.
     """
-    groups = math.gcd(32, channels, channels // 2)
+    groups = 32 if channels >= 64 and channels % 32 == 0 else 1
     return nnx.GroupNorm(channels, num_groups=groups, rngs=rngs)
 
 
@@ -357,7 +357,7 @@ class ResNet18(nnx.Module):
         in_channels: channels of the images; their size is free.
         num_classes: C, the number of logits.
         norm: `"batch"` (momentum 0.9; stored statistics after `.eval()`, updated in training mode)
-            or `"group"` (32 groups, fewer in a thin network), which treats each example alone.
+            or `"group"` (32 groups, one in a layer too thin for that), each example by itself.
         width: channels of the first stage; 64 is the usual network, 4 is one for tests.
         rngs: source of the initial weights (He normal for convolutions).
 

@@ -4,10 +4,10 @@
     Objective.loss(params, batches, state, key) -> (value (), state)
     Objective.outcome(params, state) -> what the run hands out; the params themselves unless said
 
-`batches` maps stream names ("retain", "forget", "adjacent", or "data") to one Batch each, all of the
-same global step. State holds what a plain loss cannot: running statistics, dual variables, adaptive
-weights. Builders take a `Model` and return an Objective, so that `descent(builder, tx)` can be written
-before the model is known; `functools.partial` binds their hyper-parameters.
+`batches` maps stream names ("retain", "forget", "adjacent", or "data") to one Batch each, all of
+the same global step. State holds what a plain loss cannot: running statistics, dual variables,
+adaptive weights. Builders take a `Model` and return an Objective, so that `descent(builder, tx)`
+can be written before the model is known; `functools.partial` binds their hyper-parameters.
 
 Objectives built twice from equal arguments compare equal, so that a repeated run compiles nothing.
 """
@@ -81,8 +81,8 @@ def mean_loss(model: Model, on: str = "data", clip: float | None = None) -> Obje
     Args:
       model: whose per-example loss is averaged.
       on: the stream it is averaged over.
-      clip: if given, l_i is replaced by min(l_i, clip), in nats: an example that has passed it stops
-        pushing.
+      clip: if given, l_i is replaced by min(l_i, clip), in nats: an example that has passed it
+        stops pushing.
     """
     return stateless(_bind(_mean_loss, model, on, clip))
 
@@ -126,8 +126,9 @@ def training(model: Model, on: str = "data", statistics: Params = None) -> Objec
     """L = mean training-mode loss over the stream `on`: what a model is trained from scratch with.
 
     For a model without normalisation statistics this is the `mean_loss` of training mode. Otherwise
-    `params` are the weights alone, the running statistics (`statistics` at the start) are the state,
-    every step updates them, and the outcome is both together, `{"params": ..., "batch_stats": ...}`.
+    `params` are the weights alone, the running statistics (`statistics` at the start) are the
+    state, every step updates them, and the outcome is both together, `{"params": ...,
+    "batch_stats": ...}`.
 
     A normalisation layer in training mode mixes the rows of a batch. Padding rows then take part in
     the batch's mean and variance; they are copies of real rows of the same data, never of others.

@@ -33,7 +33,7 @@ from jaxunlearn import audit
 from jaxunlearn.data.tasks import Task
 
 SCHEMA = 1
-VERDICT_PARTS = ("forget", "retain", "adjacent", "test")
+VERDICT_PARTS = audit.PARTS
 _AGREEMENT: dict[str, Callable] = {
     "jensen_shannon": audit.jensen_shannon,
     "activation_distance": audit.activation_distance,

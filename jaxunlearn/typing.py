@@ -29,8 +29,8 @@ class Data(Protocol):
     """A re-iterable stream of `Batch`es.
 
     `num_examples` counts the rows of one pass and `num_batches` its batches. Iterating twice yields
-    the same batches twice; a one-shot generator is therefore not Data, and `jaxunlearn.data.as_data`
-    refuses it by name.
+    the same batches twice; a one-shot generator is therefore not Data, and
+    `jaxunlearn.data.as_data` refuses it by name.
     """
 
     @property

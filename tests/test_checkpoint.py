@@ -349,7 +349,7 @@ def test_a_newer_schema_is_refused(tmp_path):
         load(path, small())
 
 
-@pytest.mark.parametrize("arrays", ["..", "../other", "/tmp", "arrays-x", ""])
+@pytest.mark.parametrize("arrays", ["..", "../other", "/etc", "arrays-x", ""])
 def test_a_manifest_cannot_lead_out_of_its_directory(tmp_path, arrays):
     (tmp_path / "other").mkdir()
     path = save(tmp_path / "c", small())

@@ -12,7 +12,15 @@ from numpy.typing import ArrayLike
 
 from .errors import TooFew
 
-PARTS = ("forget", "retain", "adjacent", "test")
+PARTS = ("forget", "retain", "adjacent", "test", "forget_test")
+KEPT = ("retain", "adjacent", "test")  # what should have stayed: collateral is counted on these
+NAMES = {
+    "forget": "forget data",
+    "retain": "retained data",
+    "adjacent": "adjacent data",
+    "test": "test data",
+    "forget_test": "test data of the forgotten kind",
+}
 
 
 class Groups(NamedTuple):

@@ -21,7 +21,7 @@ import numpy as np
 
 from .energy import cross_mean, equal_weights, within_mean
 from .floors import ROUNDING, Floor
-from .groups import Models
+from .groups import KEPT, Models
 from .intervals import Interval, Seed, bootstrap_weights, percentile_interval
 
 
@@ -79,7 +79,7 @@ def scores(
         equal_weights(models.method),
         [equal_weights(recipe) for recipe in models.recipes],
     )
-    kept = [part for part in present if part != "forget"]
+    kept = [part for part in present if part in KEPT]
 
     def distance(part: str, w: _Weights) -> np.ndarray:
         return group_energy(present[part], models.method, models.oracle, w.method, w.oracle)

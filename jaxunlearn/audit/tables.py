@@ -17,7 +17,7 @@ object in `results.json`.
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 UNDEFINED = "undefined"
@@ -31,6 +31,7 @@ class Line(NamedTuple):
     """One group of models, ready to be shown."""
 
     label: str
+    models: int
     role: str  # original, oracle, recipe, method
     accuracy: dict[str, Mapping[str, Any] | None]  # part -> {value, low, high}; None = undefined
     energy: dict[str, float | None]  # part -> energy to the oracles in recipe floors
@@ -78,20 +79,33 @@ def number(value: float | None) -> str:
     return f"{value:.{digits}f}" if size >= 0.1 else f"{value:.2g}"
 
 
-def interval(summary: Mapping[str, Any] | None) -> str:
+def hundredths(value: float | None) -> str:
+    """A number near 1 with two digits: a share, not a measurement of any size.
+
+    Example:
+        >>> [hundredths(v) for v in (0.934, -0.0024, 1, -120.4, None)]
+        ['0.93', '0.00', '1.00', '-120', 'undefined']
+    """
+    if value is None or abs(value) >= 100:
+        return number(value)
+    return f"{round(value, 2) + 0.0:.2f}"
+
+
+def interval(
+    summary: Mapping[str, Any] | None, shown: Callable[[float | None], str] = number
+) -> str:
     """A number with the ends of its interval: "0.93 [0.90, 0.95]"."""
-    if summary is None or summary.get("value") is None:
-        return UNDEFINED
-    if summary.get("low") is None or summary.get("high") is None:
-        return number(summary["value"])
-    return f"{number(summary['value'])} [{number(summary['low'])}, {number(summary['high'])}]"
+    value, low, high = ((summary or {}).get(key) for key in ("value", "low", "high"))
+    if value is None or low is None or high is None:
+        return shown(value)
+    return f"{shown(value)} [{shown(low)}, {shown(high)}]"
 
 
 def percent(summary: Mapping[str, Any] | None, spread: bool = True) -> str:
     """A share in per cent, with half the width of its interval: "98.1 ±0.4"."""
-    if summary is None or summary.get("value") is None:
+    value, low, high = ((summary or {}).get(key) for key in ("value", "low", "high"))
+    if value is None:
         return UNDEFINED
-    value, low, high = (summary.get(key) for key in ("value", "low", "high"))
     if not spread or low is None or high is None:
         return f"{100 * value:.1f}"
     return f"{100 * value:.1f} ±{100 * max(high - value, value - low):.1f}"
@@ -110,11 +124,12 @@ def _line(record: Mapping[str, Any], row: Mapping[str, Any]) -> Line:
     verdict, role = row.get("verdict") or {}, row["role"]
     accuracy = row["scores"].get("accuracy", {})
     gap, collateral = (
-        interval(verdict[key]) if key in verdict else NOT_APPLICABLE
-        for key in ("gap_closed", "collateral")
+        interval(verdict[key], shown) if key in verdict else NOT_APPLICABLE
+        for key, shown in (("gap_closed", hundredths), ("collateral", number))
     )
     return Line(
         row["label"],
+        row["models"],
         role,
         {part: accuracy.get(part) for part in parts(record)},
         in_floors(record, row),
@@ -144,7 +159,10 @@ def floors_sentence(record: Mapping[str, Any]) -> str:
     ]
     if not listed:
         return "There are no recipe floors: nothing was retrained."
-    return f"One recipe floor (energy between two innocent recipes): {', '.join(listed)}."
+    return (
+        "One recipe floor (energy between oracles of two innocent recipes, or what sampling alone "
+        f"gives if that is more): {', '.join(listed)}."
+    )
 
 
 def table(record: Mapping[str, Any], width: int = 116) -> str:
@@ -170,11 +188,8 @@ def table(record: Mapping[str, Any], width: int = 116) -> str:
         return "\n".join([*asked, *_wrap(f"NOT INFORMATIVE: {reason}. No score is shown.", width)])
     rows = lines(record)
     measured = [part for part in _TABLE_PARTS if part in record["parts"]]
-    sized = ", ".join(
-        f"{row['models']} models {row['label']}"
-        for row in record["rows"]
-        if row["role"] in ("original", "oracle")
-    )
+    names = {"original": "originals", "oracle": "oracles (true retrainings)"}
+    sized = ", ".join(f"{row.models} {names[row.role]}" for row in rows if row.role in names)
     legend = (
         f"{sized}. Accuracy in % with half its 95 % interval over models. Gap closed on forget "
         "data: 1 = as near to true retraining as a retraining, 0 = as far as the original. "

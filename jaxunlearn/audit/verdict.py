@@ -1,8 +1,8 @@
 """The verdict on a method, rule v1: did it forget, by an exact test and in words?
 
-On each part S (forget, retain, adjacent, test) every model is a point (`distances`). A method's
-models and the oracles (true retrainings) are compared by the largest standardised energy over the
-parts, in an exact permutation test (`energy`). In this order:
+On each part S (forget, retain, adjacent, test, and test data of the forgotten kind) every model is a
+point (`distances`). A method's models and the oracles (true retrainings) are compared by the largest
+standardised energy over the parts, in an exact permutation test (`energy`). In this order:
 
     nothing to forget                    no forget example
     not informative                      there is nothing to measure with (reasons below): no score
@@ -29,6 +29,9 @@ A single model is judged by its rank among the oracles (`rank_of_one`).
 Departures from the bare rule: "elsewhere" needs a criterion, and takes the two above: a
 displacement within its sampling error, or within what another recipe does, has no sign.
 
+Test data of the forgotten kind (a class that is to go, say) is a part of its own: what happens there
+is forgetting, not damage, so it counts in the test and in recipe noise but never as collateral.
+
 Source: this project.
 """
 
@@ -43,7 +46,7 @@ from .contamination import Contamination, detectable_contamination
 from .displacement import Displacement, displacement
 from .energy import permutation_test, rank_of_one
 from .floors import Floor, recipe_floor
-from .groups import Groups, Models, as_models, broken_models, present_parts
+from .groups import KEPT, NAMES, Groups, Models, as_models, broken_models, present_parts
 from .intervals import Interval
 from .premises import as_accuracies, at_chance, broken_reference, sunk, too_few
 from .scores import scores
@@ -196,7 +199,7 @@ def judge(
         numbers.gap_closed,
         numbers.collateral,
         moved,
-        damages=tuple(part for part in beyond if part != "forget") if rejected else (),
+        damages=tuple(part for part in beyond if part in KEPT) if rejected else (),
     )
     collapse = sunk(accuracy, models, chance)
     if collapse:
@@ -226,7 +229,7 @@ def _direction(judgement: Judgement, *, in_forget: bool) -> Judgement:
         where = "on forget data neither towards the original nor away from it"
     else:
         where = "forget data is within recipe noise"
-    words = f"not retraining {p}, most visibly on {judgement.largest} data; {where}"
+    words = f"not retraining {p}, most visibly on {NAMES[judgement.largest or 'forget']}; {where}"
     return _say(judgement, Verdict.ELSEWHERE, words)
 
 
@@ -287,7 +290,7 @@ def _say(judgement: Judgement, verdict: Verdict, words: str) -> Judgement:
     sentence = f"{verdict.value}: {words}"
     if judgement.damages and judgement.energies and judgement.floors:
         listed = ", ".join(
-            f"{'retained' if part == 'retain' else part} data "
+            f"{NAMES[part]} "
             f"({judgement.energies[part] / judgement.floors[part].value:.1f} recipe floors)"
             for part in judgement.damages
         )

@@ -1,6 +1,6 @@
 """Streams of batches: arrays in memory, lists of batches, grain data sets.
 
-    InMemory = {"x": (n, ...), "y": (n,), ...}      batches of `batch_size` rows, the last one padded
+    InMemory = {"x": (n, ...), "y": (n,), ...}    batches of `batch_size` rows, the last padded
 
 In-memory Data is a registered pytree: its arrays travel through `jit` and `vmap`, its batch size is
 static. That is what makes whole unlearning runs traceable. Everything else streams from the host
@@ -11,17 +11,8 @@ Padding has weight 0 and holds copies of rows that count, never zeros, so that a
 singular at some made-up input cannot send a NaN through its gradient. Rows that come with weight 0
 reach a model the same way: as copies of a row that counts.
 
-Checks made here, at the boundary, on concrete arrays (inside a trace only shapes are checked):
-
-| input                                            | what happens                                |
-|--------------------------------------------------|---------------------------------------------|
-| columns of different lengths, or a scalar column | `ValueError` naming both columns            |
-| a column that is no array, or not of numbers     | `TypeError` naming the column               |
-| NaN or Inf in a float column                     | `ValueError` naming the column and a row    |
-| integers that JAX would truncate to 32 bits      | `ValueError` naming the column and a row    |
-| negative or non-finite `"weight"`                | `ValueError` naming a row                   |
-| a generator or other one-shot iterator           | `TypeError`: it could be read only once     |
-| no rows at all                                   | allowed: an empty forget set is a no-op     |
+Columns are checked here, at the boundary: see the table of `jaxunlearn.data.columns`. A generator
+or another one-shot iterator is refused by name, because it could be read only once.
 """
 
 import dataclasses
@@ -32,96 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxunlearn.data.columns import check_columns
+from jaxunlearn.data.columns import is_traced as is_traced
 from jaxunlearn.typing import Array, Batch, Data
 
 _ENDLESS = 2**40  # `grain.MapDataset.repeat()` reports sys.maxsize rows
-
-
-def is_traced(tree: Any) -> bool:
-    """True if any leaf of `tree` is a tracer: then values cannot be looked at, only shapes."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
-
-
-def check_columns(columns: Mapping[str, Any], where: str) -> int:
-    """The common leading length of `columns`, after all checks of this module's table."""
-    if not isinstance(columns, Mapping) or not columns:
-        raise TypeError(
-            f"{where}: expected a non-empty mapping of arrays such as {{'x': x, 'y': y}}, "
-            f"got {type(columns).__name__}."
-        )
-    lengths: dict[str, int] = {}
-    for name, column in columns.items():
-        if not hasattr(column, "shape") or not hasattr(column, "dtype"):
-            raise TypeError(
-                f"{where}['{name}']: expected an array, got {type(column).__name__}. "
-                "np.asarray makes one."
-            )
-        if getattr(column.dtype, "kind", "") in "OSUMm":
-            raise TypeError(
-                f"{where}['{name}']: expected numbers, got dtype {column.dtype}. "
-                "Objects, strings and dates are refused; encode them as integers."
-            )
-        if len(column.shape) == 0:
-            raise ValueError(
-                f"{where}['{name}'] is a scalar; every column needs a leading example axis."
-            )
-        lengths[name] = column.shape[0]
-    first = next(iter(lengths))
-    for name, length in lengths.items():
-        if length != lengths[first]:
-            raise ValueError(
-                f"{where}: columns must share their leading axis, but '{first}' has "
-                f"{lengths[first]} rows and '{name}' has {length}."
-            )
-    for name, column in columns.items():
-        if not is_traced(column):
-            _check_values(column, f"{where}['{name}']")
-    _check_weight(columns.get("weight"), lengths[first], where)
-    return lengths[first]
-
-
-def _first_row(bad: np.ndarray) -> int:
-    return int(np.argwhere(bad)[0][0])
-
-
-def _check_values(column: Any, where: str) -> None:
-    dtype = jax.dtypes.canonicalize_dtype(column.dtype) if _is_number(column.dtype) else None
-    if dtype is None:
-        return
-    if jnp.issubdtype(dtype, jnp.inexact):
-        with np.errstate(over="ignore"):  # 1e300 is no float32: caught as the Inf that it becomes
-            bad = ~np.isfinite(np.asarray(column).astype(dtype))
-        if bad.any():
-            rows = int(bad.reshape(len(bad), -1).any(axis=1).sum())
-            raise ValueError(
-                f"{where} holds NaN or Inf in {rows} of {len(bad)} rows, "
-                f"first at row {_first_row(bad)}. Clean the data or drop those rows."
-            )
-    elif dtype != column.dtype:
-        values = np.asarray(column)
-        bad = values.astype(dtype) != values
-        if bad.any():
-            raise ValueError(
-                f"{where}: row {_first_row(bad)} holds {values[bad].flat[0]}, which does not fit "
-                f"{dtype}. Renumber, or turn on jax_enable_x64."
-            )
-
-
-def _is_number(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jnp.inexact) or jnp.issubdtype(dtype, jnp.integer)
-
-
-def _check_weight(weight: Any, rows: int, where: str) -> None:
-    if weight is None:
-        return
-    if weight.shape != (rows,):
-        raise ValueError(f"{where}['weight']: expected shape ({rows},), got {weight.shape}.")
-    if not is_traced(weight) and (np.asarray(weight) < 0).any():
-        row = _first_row(np.asarray(weight) < 0)
-        raise ValueError(
-            f"{where}['weight'] must be >= 0 (0 marks padding), but row {row} has "
-            f"{np.asarray(weight)[row]}."
-        )
 
 
 @jax.tree_util.register_dataclass
@@ -192,7 +98,9 @@ class InMemory:
         if places.dtype == bool and places.shape == (n,):
             places = np.flatnonzero(places)
         elif places.dtype == bool:
-            raise IndexError(f"take: a mask needs shape ({n},), one entry a row, got {places.shape}.")
+            raise IndexError(
+                f"take: a mask needs shape ({n},), one entry a row, got {places.shape}."
+            )
         elif places.size == 0:
             places = np.zeros(0, np.int32)
         elif not np.issubdtype(places.dtype, np.integer) or places.ndim != 1:
@@ -231,7 +139,7 @@ def in_memory(columns: Mapping[str, Any], batch_size: int = 256) -> InMemory:
       `InMemory`, a pytree whose leaves are the columns.
 
     Raises:
-      TypeError, ValueError: see the table of this module.
+      TypeError, ValueError: see the table of `jaxunlearn.data.columns`.
 
     Example:
       >>> data = in_memory({"x": np.zeros((5, 2)), "y": np.arange(5)}, batch_size=2)
@@ -254,8 +162,8 @@ class Stream:
       num_batches: batches of one pass.
       batch_size: rows of the longest batch; shorter ones are padded to it, so that one compiled
         step serves all.
-      transform: a function of a padded Batch, applied to every one (the boundary of a Method uses it
-        to take labels away).
+      transform: a function of a padded Batch, applied to every one (the boundary of a Method uses
+        it to take labels away).
     """
 
     open: Callable[[], Iterator[Batch]]
@@ -317,7 +225,7 @@ def from_batches(batches: Sequence[Batch]) -> Stream:
 
     Raises:
       TypeError: `batches` is a generator or another one-shot iterator.
-      ValueError: the list is empty, or a batch breaks a rule of this module's table.
+      ValueError: the list is empty, or a batch breaks a rule of `jaxunlearn.data.columns`.
 
     Example:
       >>> data = from_batches([{"x": np.ones((2, 3))}, {"x": np.ones((1, 3))}])
@@ -345,8 +253,8 @@ def from_grain(dataset: Any) -> Stream:
     _refuse_iterator(dataset)
     if hasattr(dataset, "__len__") and len(dataset) > _ENDLESS:
         raise ValueError(
-            "from_grain: the data set repeats without end; leave `.repeat()` out, training asks for "
-            "as many passes as it needs."
+            "from_grain: the data set repeats without end. Leave `.repeat()` out; training asks "
+            "for as many passes as it needs."
         )
     stream = _measured(dataset, "grain batch")
     if stream.num_batches == 0:
@@ -359,8 +267,9 @@ def from_grain(dataset: Any) -> Stream:
 def concatenate(*parts: Data) -> InMemory | Stream:
     """All rows of `parts`, in order, with the columns that every part has.
 
-    A part without `"weight"` counts every row 1. In-memory parts become one in-memory Data (with the first part's batch size), which `fit`
-    shuffles as a whole. If any part streams, the result streams the parts one after another.
+    A part without `"weight"` counts every row 1. In-memory parts become one in-memory Data (with
+    the first part's batch size), which `fit` shuffles as a whole. If any part streams, the result
+    streams the parts one after another.
 
     Raises:
       ValueError: no part, no common column, or a column whose rows differ in shape or dtype.
@@ -373,7 +282,8 @@ def concatenate(*parts: Data) -> InMemory | Stream:
     shared = [c for c in shared if c != "weight"]
     if not shared:
         raise ValueError(
-            f"concatenate: expected parts with a column in common, got {[sorted(h) for h in heads]}."
+            "concatenate: expected parts with a column in common, "
+            f"got {[sorted(h) for h in heads]}."
         )
     for name in shared:
         kinds = {(head[name].shape[1:], str(head[name].dtype)) for head in heads}
@@ -397,9 +307,7 @@ def concatenate(*parts: Data) -> InMemory | Stream:
                 yield {name: batch[name] for name in (*shared, "weight")}
 
     rows = max(part.batch_size for part in data if part.num_batches)
-    return Stream(
-        open, sum(p.num_examples for p in data), sum(p.num_batches for p in data), rows
-    )
+    return Stream(open, sum(p.num_examples for p in data), sum(p.num_batches for p in data), rows)
 
 
 def as_data(data: Any, batch_size: int = 256) -> InMemory | Stream:
@@ -426,14 +334,14 @@ def as_data(data: Any, batch_size: int = 256) -> InMemory | Stream:
     if isinstance(data, Data):
         return _measured(data, "batch")
     raise TypeError(
-        "expected Data: a mapping of arrays, a list of batches, a grain data set, or an object with "
-        f"`num_examples`, `num_batches` and `__iter__`; got {type(data).__name__}."
+        "expected Data: a mapping of arrays, a list of batches, a grain data set, or an object "
+        f"with `num_examples`, `num_batches` and `__iter__`; got {type(data).__name__}."
     )
 
 
 def _refuse_iterator(data: Any) -> None:
     if isinstance(data, Iterator):
         raise TypeError(
-            f"a {type(data).__name__} can be read only once, but training passes over its data many "
-            "times. Give a list of batches, or arrays through jaxunlearn.data.in_memory."
+            f"a {type(data).__name__} can be read only once, but training passes over its data "
+            "many times. Give a list of batches, or arrays through jaxunlearn.data.in_memory."
         )

@@ -37,7 +37,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy.spatial import KDTree
 
 from jaxunlearn.data.sources import SPLITS, Columns, Source, did_you_mean
 from jaxunlearn.data.streams import InMemory, in_memory
@@ -245,6 +244,8 @@ def _among(rows: Sequence[bytes], targets: Sequence[bytes]) -> np.ndarray:
 
 def _near(rows: np.ndarray, targets: np.ndarray, radius: float) -> np.ndarray:
     """Which `rows` lie within root-mean-square distance `radius` of any of `targets`."""
+    from scipy.spatial import KDTree  # half a second to import
+
     found = np.zeros(len(rows), bool)
     if not len(rows) or not len(targets):
         return found

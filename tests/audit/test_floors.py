@@ -61,7 +61,7 @@ def test_the_floor_of_equal_models_is_finite_and_positive():
 
 def evaluate(D, groups, **options):
     models = as_models(groups, 60, "test")
-    floors = recipe_floor(D, groups.oracle, groups.recipes, seed=0)
+    floors = recipe_floor(D, groups.oracle, groups.recipes, permutations=199, seed=0)
     return scores(D, models, floors, seed=1, **options), floors
 
 
@@ -75,6 +75,22 @@ def test_gap_closed_and_collateral_are_ratios_of_energies_inside_their_intervals
     assert result.collateral.value == pytest.approx(damage / floors["test"].value)
     for interval in (result.gap_closed, result.collateral):
         assert interval.low < interval.value < interval.high and interval.count == 12
+
+
+def test_collateral_is_counted_in_the_resolution_where_recipes_agree():
+    lucky = [seed for seed in range(6) if _floor(seed).recipe < _floor(seed).resolution]
+    assert lucky  # the recipe is the oracles' own, so its energy is often below the resolution
+    for seed in lucky:
+        D, groups = world(seed, test_damage=0.5)
+        result, floors = evaluate(D, groups)
+        damage = energy(D["test"], groups.method, groups.oracle)
+        assert result.collateral.value == pytest.approx(damage / floors["test"].resolution)
+        assert 0 < result.collateral.low < result.collateral.high < 1000
+
+
+def _floor(seed):
+    D, groups = world(seed)
+    return recipe_floor(D, groups.oracle, groups.recipes, permutations=199, seed=0)["test"]
 
 
 def test_the_untouched_original_has_closed_nothing_with_certainty():

@@ -64,14 +64,10 @@ def test_a_method_like_the_oracles_is_indistinguishable_and_says_what_it_could_h
 
 
 def test_models_that_could_show_nothing_say_so():
-    D = world(gap=0.11, sd=0.1, seed=3)
-    groups = Groups(range(0, 2), ORACLE, range(36, 38), RECIPES)
-    D["forget"] = points(np.r_[5.0, 5.2, np.random.default_rng(0).normal(size=70)][:, None])
-    result = verdict(D, groups)
-    if result.contamination is None and result.verdict is Verdict.INDISTINGUISHABLE:
-        assert "even originals hidden among the 2 models would not have shown" in result.words
-    else:
-        assert result.contamination.count <= 2
+    few_and_near = GROUPS._replace(original=range(2))  # at most 2 of 12 can be replaced
+    result = verdict(world(gap=0.3), few_and_near)
+    assert result.verdict is Verdict.INDISTINGUISHABLE and result.contamination is None
+    assert "even originals hidden among the 12 models would not have shown" in result.words
 
 
 def test_a_difference_smaller_than_another_recipe_is_recipe_noise():
@@ -262,3 +258,24 @@ def test_the_words_and_the_version_of_the_rule_are_fixed():
     ]
     assert RULE_VERSION == "1" == METRIC_VERSIONS["verdict"]
     assert verdict(world()).rule == "1"
+
+
+def test_test_data_of_the_forgotten_kind_is_tested_but_is_never_collateral():
+    """A method that differs from the oracles there alone is rejected, without damage or collateral."""
+    rng = np.random.default_rng(5)
+    groups = Groups(range(12), range(12, 36), range(36, 48), [range(48, 60)])
+
+    def matrix(method: float, original: float) -> np.ndarray:
+        x = rng.normal(size=60)
+        x[:12] += original
+        x[36:48] += method
+        return np.abs(x[:, None] - x)
+
+    matrices = {"forget": matrix(0, 8), "test": matrix(0, 0), "forget_test": matrix(8, 8)}
+    judged = judge(matrices, groups, seed=0)
+    assert judged.p_value is not None and judged.p_value <= 0.05
+    assert judged.largest == "forget_test" and judged.verdict is Verdict.ELSEWHERE
+    assert "test data of the forgotten kind" in judged.words
+    assert judged.damages == ()
+    without = judge({k: v for k, v in matrices.items() if k != "forget_test"}, groups, seed=0)
+    assert judged.collateral == without.collateral

@@ -470,13 +470,12 @@ real_data = pytest.mark.skipif(
 
 @real_data
 def test_mnist_is_the_published_mnist():
-    source = load("mnist")
-    with_all = mnist(validation=0)
-    assert with_all.train["y"][:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
-    assert with_all.test["y"][:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+    source = mnist(validation=0)
+    assert source.train["y"][:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    assert source.test["y"][:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
     # Background pixels are -mean / std of the published 0.1307 and 0.3081.
-    assert with_all.train["x"].min() == pytest.approx(-0.1307 / 0.3081, abs=2e-4)
-    assert [len(getattr(source, split)["y"]) for split in SPLITS] == [54000, 6000, 10000]
+    assert source.train["x"].min() == pytest.approx(-0.1307 / 0.3081, abs=2e-4)
+    assert [len(getattr(source, split)["y"]) for split in SPLITS] == [60000, 0, 10000]
 
 
 @real_data

@@ -13,11 +13,13 @@ from jaxunlearn.data.sources import digits, load
 from jaxunlearn.data.tfds import tfds_source
 
 tfds = pytest.importorskip("tensorflow_datasets")
-Image = pytest.importorskip("PIL.Image")
+pytest.importorskip("PIL")
 
 
 def png(pixels):
     """An array (H, W) uint8 as the bytes of a PNG file."""
+    from PIL import Image
+
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format="PNG")
     return stream.getvalue()

@@ -1,41 +1,26 @@
-"""The primitive under every gradient-trained method: an objective, an optax transformation, a length.
+"""The primitive under every gradient-trained method: objective, optax transformation, length.
 
     theta' = fit(objective(model), tx, theta, the needed fields of the request)
 
-A method of this family is an Objective builder and defaults; the loop, its early stops and its bookkeeping are
-`jaxunlearn.training.fit`.
+A method of this family is an Objective builder and defaults; the loop, its early stops and its
+bookkeeping are `jaxunlearn.training.fit`.
 """
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
 
-import jax.numpy as jnp
 import optax
 
+from jaxunlearn.data.streams import is_traced
 from jaxunlearn.method import EMPIRICAL, Method, Request, Unlearned, method
 from jaxunlearn.model import Model
 from jaxunlearn.objectives import Objective
-from jaxunlearn.training import FitInfo, Step, fit
-from jaxunlearn.typing import Array, Data, Key, Params, Score
-
-
-class DescentInfo(NamedTuple):
-    """What a gradient-trained method reports; see `training.FitInfo`."""
-
-    losses: Array  # (steps,) float32, the objective at each step, NaN after an early stop
-    status: Array  # [] int32, training.Status
-    steps: Array  # [] int32, steps that changed the params
-    best_score: Array  # [] float32, -inf unless keep_best asked for scores
-
-
-def of_fit(info: FitInfo) -> DescentInfo:
-    """The report of a run of `fit`."""
-    return DescentInfo(*info)
+from jaxunlearn.training import Step, fit
+from jaxunlearn.typing import Array, Data, Key, Params
 
 
 def sgd(learning_rate: float) -> optax.GradientTransformation:
-    """SGD with momentum 0.9 and coupled weight decay 5e-4: what the published baselines were tuned with."""
+    """SGD with momentum 0.9 and coupled weight decay 5e-4, as in the published baselines."""
     return optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(learning_rate, momentum=0.9))
 
 
@@ -50,14 +35,14 @@ def descent(
     shuffle: bool | Callable[[Request], Callable[[Key, int], Array]] = True,
     stop: Callable[[Step], Array] | None = None,
     name: str = "descent",
-    _score: Score | None = None,
 ) -> Method:
     """theta' = argmin-ward of E[objective(theta; batches)] by `tx`, from theta.
 
     Args:
       objective: Model -> Objective over the streams.
       tx: optax transformation, schedules included.
-      epochs, steps: length; exactly one. An epoch is one pass over the first stream, the others cycle.
+      epochs, steps: length; exactly one. An epoch is one pass over the first stream, the others
+        cycle.
       on: fields of the request that the objective reads, the first one counts the epochs.
       streams: request -> named streams, if they are not just the fields `on` under their own names.
       shuffle: as in `fit`; a function takes the request first.
@@ -65,10 +50,11 @@ def descent(
       name: for tables and errors.
 
     Returns:
-      A Method that needs `on`, labels and the key; guarantee empirical; with per-epoch candidates for `keep_best`.
+      A Method that needs `on`, labels and the key; guarantee empirical; its info is a
+      `training.FitInfo`; the params after each epoch are candidates for `keep_best`.
 
     Raises:
-      ValueError: neither or both of epochs and steps.
+      ValueError: neither or both of epochs and steps, or a negative one.
 
     | edge case                | result                                                            |
     |--------------------------|-------------------------------------------------------------------|
@@ -86,36 +72,34 @@ def descent(
         raise ValueError(
             f"{name}: give exactly one of epochs and steps, got epochs={epochs}, steps={steps}."
         )
-    bound = lru_cache(maxsize=8)(
+    if (length := steps if epochs is None else epochs) < 0:  # type: ignore[operator]
+        raise ValueError(f"{name}: the length of a run must be >= 0, got {length}.")
+    remembered = lru_cache(maxsize=1)(
         objective
-    )  # one Objective per Model: a repeated eager run compiles nothing
+    )  # streams: one Objective, hence one trace, per Model
 
-    def unlearn(model: Model, params: Params, request: Request, key: Key) -> Unlearned:
-        named = (
-            {field: getattr(request, field) for field in on}
-            if streams is None
-            else streams(request)
-        )
+    def unlearn(
+        model: Model,
+        params: Params,
+        request: Request,
+        key: Key,
+        score: Callable[[Params], Array] | None = None,
+    ) -> Unlearned:
+        fields = {field: getattr(request, field) for field in on}
         out = fit(
-            bound(model),
+            (objective if is_traced(params) else remembered)(model),
             tx,
             params,
-            named,
+            fields if streams is None else streams(request),
             key=key,
             epochs=epochs,
             steps=steps,
             shuffle=shuffle(request) if callable(shuffle) else shuffle,
             stop=stop,
-            score=None if _score is None else lambda p: jnp.asarray(_score(model, p)),
+            score=score,
         )
-        return Unlearned(model, out.params, of_fit(out.info))
-
-    def scored(score: Score) -> Method:
-        return descent(
-            objective, tx, epochs=epochs, steps=steps, on=on, streams=streams, shuffle=shuffle, stop=stop,
-            name=f"keep_best({name})", _score=score,
-        )  # fmt: skip
+        return Unlearned(model, out.params, out.info)
 
     return method(
-        unlearn, needs={*on, "labels", "key"}, name=name, guarantee=EMPIRICAL, scored=scored
+        unlearn, needs={*on, "labels", "key"}, name=name, guarantee=EMPIRICAL, scored=True
     )

@@ -2,9 +2,10 @@
 
     min_theta  mean_{i in R} l_i(theta)
 
-The oldest baseline; its only mechanism is catastrophic forgetting, so it is weak where the model has room for
-both. Constants (SGD 0.9, weight decay 5e-4, learning rate 0.01, 10 epochs) as in the scripts of Jia et al. (2023),
-"Model Sparsity Can Simplify Machine Unlearning", arXiv:2304.04934. No departure.
+The oldest baseline; its only mechanism is catastrophic forgetting, so it is weak where the model
+has room for both. Constants (SGD 0.9, weight decay 5e-4, learning rate 0.01, 10 epochs) as in the
+scripts of Jia et al. (2023), "Model Sparsity Can Simplify Machine Unlearning", arXiv:2304.04934. No
+departure.
 """
 
 from functools import partial
@@ -20,7 +21,8 @@ def finetune(tx: optax.GradientTransformation | None = None, *, epochs: int = 10
     """min_theta mean_{i in R} l_i(theta), from theta_0.
 
     Args:
-      tx: optax transformation; default SGD with learning rate 0.01, momentum 0.9, weight decay 5e-4.
+      tx: optax transformation; default SGD with learning rate 0.01, momentum 0.9, weight decay
+        5e-4.
       epochs: passes over the retained data, >= 0.
 
     Returns:

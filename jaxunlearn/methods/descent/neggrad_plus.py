@@ -2,11 +2,12 @@
 
     min_theta  alpha L_R(theta) - (1 - alpha) L_F(theta)
 
-Kurmanji et al. (2023), "Towards Unbounded Machine Unlearning", arXiv:2302.09880, baseline "NegGrad+". *Reconstruction*: the
-objective is the paper's, the defaults are within the ranges its scripts sweep.
+Kurmanji et al. (2023), "Towards Unbounded Machine Unlearning", arXiv:2302.09880, baseline
+"NegGrad+". *Reconstruction*: the objective is the paper's, the defaults are within the ranges its
+scripts sweep.
 
-Departures: none in the mathematics. The forget set is cycled: every step pairs a batch of each, and an epoch is one
-pass over the retained data.
+Departures: none in the mathematics. The forget set is cycled: every step pairs a batch of each, and
+an epoch is one pass over the retained data.
 """
 
 from functools import partial
@@ -24,7 +25,8 @@ def neggrad_plus(
     """min_theta alpha L_R(theta) - (1 - alpha) L_F(theta), from theta_0.
 
     Args:
-      tx: optax transformation; default SGD with learning rate 0.01, momentum 0.9, weight decay 5e-4.
+      tx: optax transformation; default SGD with learning rate 0.01, momentum 0.9, weight decay
+        5e-4.
       alpha: weight of the retained data, in [0, 1]; published sweeps lie in 0.95 ... 0.9999.
       epochs: passes over the retained data, >= 0.
 

@@ -1,14 +1,17 @@
 """Random labels: teach the forget set something else, and rehearse the rest.
 
-    min_theta  mean over F and R together of l_i(theta; y~_i),    y~_i uniform on F, the true label on R
+    min_theta  mean_{i in F and R} l_i(theta; y~_i),    y~_i uniform if i in F, else the true label
 
-Golatkar et al. (2020), "Eternal Sunshine of the Spotless Net", arXiv:1911.04933, and the scripts of Fan et al. (2024),
-"SalUn", arXiv:2310.12508, whose constants these are (learning rate 0.013, 10 epochs, SGD 0.9, weight decay 5e-4).
+Golatkar et al. (2020), "Eternal Sunshine of the Spotless Net", arXiv:1911.04933, and the scripts of
+Fan et al. (2024), "SalUn", arXiv:2310.12508, whose constants these are (learning rate 0.013, 10
+epochs, SGD 0.9, weight decay 5e-4).
 
-Departures: 1. With `order="sequential"` the batch in which the forget set ends is filled up with retained rows instead of being
-short. 2. On streaming Data the order is always sequential, since there is no shuffling across two streams.
+Departures: 1. With `order="sequential"` the batch in which the forget set ends is filled up with
+retained rows instead of being short. 2. On streaming Data the order is always sequential, since
+there is no shuffling across two streams. 3. Batches have the retained data's batch size.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 
@@ -33,10 +36,11 @@ def random_labels(
     """min_theta of the mean loss over F with fresh random labels and R with its own, from theta_0.
 
     Args:
-      tx: optax transformation; default SGD with learning rate 0.013, momentum 0.9, weight decay 5e-4.
+      tx: optax transformation; default SGD with learning rate 0.013, momentum 0.9, weight decay
+        5e-4.
       epochs: passes over F and R together, >= 0.
-      order: "union" (shuffled together; CIFAR-100 and TinyImageNet in the source) or "sequential" (each epoch first
-        F, then R, each shuffled; CIFAR-10 and SVHN in the source).
+      order: "union" (shuffled together; CIFAR-100 and TinyImageNet in the source) or "sequential"
+        (each epoch first F, then R, each shuffled; CIFAR-10 and SVHN in the source).
       wrong_only: draw from the C - 1 wrong labels instead of all C.
 
     Returns:
@@ -48,7 +52,8 @@ def random_labels(
     Edge cases: epochs = 0 gives params bit-identical. A new label is drawn each time a row is seen.
     Cost: `epochs` passes over all data.
 
-    Source: Golatkar et al. (2020), arXiv:1911.04933; Fan et al. (2024), arXiv:2310.12508; departures in the module.
+    Source: Golatkar et al. (2020), arXiv:1911.04933; Fan et al. (2024), arXiv:2310.12508;
+    departures in the module.
 
     Example:
       >>> sorted(random_labels(epochs=1).needs)
@@ -57,41 +62,39 @@ def random_labels(
     if order not in ("union", "sequential"):
         raise ValueError(f"random_labels: order must be 'union' or 'sequential', got {order!r}.")
 
-    def forget_first(request: Request) -> Callable[[Key, int], Array]:
-        return _ForgetFirst(request.forget.num_examples)
-
     return descent(
         partial(objectives.random_labels, wrong_only=wrong_only),
         sgd(0.013) if tx is None else tx,
         epochs=epochs,
         on=("forget", "retain"),
         streams=_flagged,
-        shuffle=forget_first if order == "sequential" else True,
+        shuffle=_forget_first if order == "sequential" else True,
         name="random_labels",
     )
 
 
+def _forget_first(request: Request) -> Callable[[Key, int], Array]:
+    return _ForgetFirst(request.forget.num_examples)
+
+
+@dataclasses.dataclass(frozen=True)
 class _ForgetFirst:
     """(key, n) -> the first `forgotten` rows in random order, then the others in random order."""
 
-    def __init__(self, forgotten: int):
-        self.forgotten = forgotten
+    forgotten: int
 
     def __call__(self, key: Key, n: int) -> Array:
         first, rest = jax.random.split(key)
         after = self.forgotten + jax.random.permutation(rest, n - self.forgotten)
         return jnp.concatenate([jax.random.permutation(first, self.forgotten), after])
 
-    def __hash__(self) -> int:
-        return hash((_ForgetFirst, self.forgotten))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ForgetFirst) and other.forgotten == self.forgotten
-
 
 def _flagged(request: Request) -> dict[str, Data]:
     assert request.retain is not None
-    return {"data": concatenate(_flag(request.forget, True), _flag(request.retain, False))}
+    both = concatenate(_flag(request.forget, True), _flag(request.retain, False))
+    if isinstance(both, InMemory) and isinstance(request.retain, InMemory):
+        both = dataclasses.replace(both, batch_size=request.retain.batch_size)
+    return {"data": both}
 
 
 def _flag(data: Data, value: bool) -> Data:

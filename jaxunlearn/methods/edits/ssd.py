@@ -2,28 +2,30 @@
 
     select j where  I_f,j > alpha I_ref,j;      theta'_j = theta_j min(lambda I_ref,j / I_f,j, 1)
 
-I_S is the diagonal empirical Fisher of the set S: the mean over examples of the squared gradient. Foster, Schoepf and
-Brintrup (2024), "Fast Machine Unlearning Without Retraining Through Selective Synaptic Dampening",
-arXiv:2308.07707, Algorithm 1.
+I_S is the diagonal empirical Fisher of the set S: the mean over examples of the squared gradient.
+Foster, Schoepf and Brintrup (2024), "Fast Machine Unlearning Without Retraining Through Selective
+Synaptic Dampening", arXiv:2308.07707, Algorithm 1.
 
-What the published code squares is the gradient of a batch mean, and whether those batches held one class or many changes the
-method. Here the per-example moments (F, g) are exact and the batching is a formula:
+What the published code squares is the gradient of a batch mean, and whether those batches held one
+class or many changes the method. Here the per-example moments (F, g) are exact and the batching is
+a formula:
 
     example (B = 1)   I = F
     random, B         I = g^2 + (F - g^2)/B (n - B)/(n - 1)           shuffled batches of B from n
     class, B          I = sum_c n_c/n [F_c/B + (1 - 1/B) g_c^2]       batches of one class each
 
-Because F is part of the full set, "example" and "class" importances obey I_f/I_full <= n/n_f: with alpha >= n/n_f nothing can be
-selected, which a warning says.
+Because F is part of the full set, "example" and "class" importances obey I_f/I_full <= n/n_f: with
+alpha >= n/n_f nothing can be selected, which a warning says.
 
-Departures: 1. per-example moments and the formulas above in place of a batch loop. 2. The default is random batches of 64, since
-with class batches or B = 1 the published alpha = 10 cannot act on one class of ten. 3. `reference="retain"` and a floor on
-the factor are offered (both from the adaptive successor, arXiv:2402.10098).
+Departures: 1. per-example moments and the formulas above in place of a batch loop. 2. The default
+is random batches of 64, since with class batches or B = 1 the published alpha = 10 cannot act on
+one class of ten. 3. `reference="retain"` and a floor on the factor are offered (both from the
+adaptive successor, arXiv:2402.10098).
 """
 
 import math
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +54,7 @@ class Moments(NamedTuple):
     mean: Params  # g, mean gradient
     count: Array  # [] n
     class_mean: Params = ()  # g_c, leaves (C, ...); only when asked for
-    class_count: Array | tuple = ()  # (C,) n_c
+    class_count: Any = ()  # (C,) n_c
 
 
 def dampen(
@@ -63,7 +65,7 @@ def dampen(
     dampening: float = 1.0,
     floor: float = 0.0,
 ) -> Params:
-    """theta'_j = theta_j max(min(lambda I_ref,j / I_f,j, 1), floor) where I_f,j > alpha I_ref,j, else theta_j.
+    """theta'_j = theta_j max(min(lambda I_ref,j / I_f,j, 1), floor) where I_f,j > alpha I_ref,j.
 
     Args:
       params: tree of float arrays.
@@ -73,7 +75,7 @@ def dampen(
       floor: smallest factor, in [0, 1].
 
     Returns:
-      The params; unselected entries bit-identical, dtype kept.
+      The params; the other entries bit-identical, dtype kept.
 
     Raises:
       ValueError: trees or shapes differ, naming the leaf.
@@ -85,7 +87,7 @@ def dampen(
     | alpha = inf               | unchanged                       |
 
     Example:
-      >>> print(dampen(jnp.array([1.0, 1.0]), jnp.array([4.0, 1.0]), jnp.array([1.0, 1.0]), alpha=2.0))
+      >>> print(dampen(jnp.ones(2), jnp.array([4.0, 1.0]), jnp.ones(2), alpha=2.0))
       [0.25 1.  ]
     """
     for name, tree in (("forget", forget), ("reference", reference)):
@@ -112,8 +114,8 @@ def _check_like(params: Params, tree: Params, name: str) -> None:
     for (path, p), i in pairs:
         if p.shape != i.shape:
             raise ValueError(
-                f"dampen: `{name}` and params differ at {jax.tree_util.keystr(path)}: shapes {i.shape} and "
-                f"{p.shape}. Was it computed for another head?"
+                f"dampen: `{name}` and params differ at {jax.tree_util.keystr(path)}: shapes "
+                f"{i.shape} and {p.shape}. Was it computed for another head?"
             )
 
 
@@ -149,9 +151,9 @@ def importance(moments: Moments, effective_batch: int = 1, batching: str = "rand
 
 
 def moments_of(
-    model: Model, params: Params, data: Data, by_class: bool, micro_batch: int = 32
+    model: Model, params: Params, data: Data, by_class: bool, micro_batch: int | None = None
 ) -> Moments:
-    """The Moments of a set under the model's loss; `by_class` costs a second pass and C gradients of memory."""
+    """The Moments of a set; `by_class` costs a second pass and memory for C gradients."""
     second = second_moment(model.loss, params, data, micro_batch=micro_batch)
     if not by_class:
         return Moments(second.square, second.mean, second.count)
@@ -186,18 +188,19 @@ def ssd(
     batching: str = "random",
     reference: str = "full",
     floor: float = 0.0,
-    micro_batch: int = 32,
+    micro_batch: int | None = None,
 ) -> Method:
     """theta'_j = theta_j min(lambda I_ref,j / I_f,j, 1) where I_f,j > alpha I_ref,j.
 
     Args:
-      alpha: selection threshold, >= 0. Published: 10 for ResNet-18; 5, 10, 25 for ViT on class, random, sub-class.
+      alpha: selection threshold, >= 0. Published: 10 for ResNet-18; 5, 10, 25 for ViT on class,
+        random, sub-class.
       dampening: lambda >= 0. Published: 1.
-      effective_batch: B >= 1 in the formulas of the module; 1 is the exact per-example Fisher diagonal.
+      effective_batch: B >= 1 in the formulas of the module; 1 is the per-example Fisher diagonal.
       batching: "random" or "class".
       reference: "full" (F and R together, the paper) or "retain".
       floor: smallest factor, in [0, 1].
-      micro_batch: examples whose gradients are held at once.
+      micro_batch: examples whose gradients are formed at once; see `curvature.second_moment`.
 
     Returns:
       A Method that needs forget, retain and labels; deterministic, so it takes no key.
@@ -208,15 +211,16 @@ def ssd(
     Warns:
       NothingSelectedWarning: n/n_f < 3 alpha with reference "full" and B = 1 or class batches.
 
-    | situation                                     | result                                    |
-    |-----------------------------------------------|-------------------------------------------|
-    | alpha >= n/n_f, reference "full", B = 1 or class | params bit-identical (a theorem)       |
-    | alpha = inf                                   | params bit-identical                      |
-    | loss multiplied by a constant                 | the same edit                             |
-    | examples permuted, another micro_batch        | the same edit up to rounding              |
-    | running statistics                            | not parameters: left alone                |
+    | situation                                        | result                            |
+    |--------------------------------------------------|-----------------------------------|
+    | alpha >= n/n_f, reference "full", B = 1 or class | params bit-identical (a theorem)  |
+    | alpha = inf                                      | params bit-identical              |
+    | loss multiplied by a constant                    | the same edit                     |
+    | examples permuted, another micro_batch           | the same edit up to rounding      |
+    | running statistics                               | not parameters: left alone        |
 
-    Cost: one backward pass per example of F and R (two with class batches); memory (micro_batch + 5) x params.
+    Cost: one backward pass per example of F and R (two with class batches); memory (micro_batch +
+    5) x params.
 
     Source: Foster et al. (2024), arXiv:2308.07707, Algorithm 1; departures in the module.
 
@@ -224,14 +228,13 @@ def ssd(
       >>> sorted(ssd(alpha=10.0, effective_batch=64).needs)
       ['forget', 'labels', 'retain']
     """
-    if alpha < 0 or dampening < 0 or not 0 <= floor <= 1:
+    if not (alpha >= 0 and dampening >= 0 and 0 <= floor <= 1):
         raise ValueError(
-            f"ssd: expected alpha >= 0, dampening >= 0 and floor in [0, 1], got {alpha}, {dampening}, {floor}."
+            f"ssd: expected alpha >= 0, dampening >= 0 and floor in [0, 1], got {alpha=}, "
+            f"{dampening=}, {floor=}."
         )
-    if effective_batch < 1 or micro_batch < 1:
-        raise ValueError(
-            f"ssd: batches must be >= 1, got effective_batch={effective_batch}, {micro_batch=}."
-        )
+    if effective_batch < 1 or (micro_batch is not None and micro_batch < 1):
+        raise ValueError(f"ssd: batches must be >= 1, got {effective_batch=}, {micro_batch=}.")
     if batching not in ("random", "class"):
         raise ValueError(f"ssd: batching must be 'random' or 'class', got {batching!r}.")
     if reference not in ("full", "retain"):
@@ -239,20 +242,22 @@ def ssd(
     by_class = batching == "class" and effective_batch > 1
     bounded = reference == "full" and (effective_batch == 1 or by_class)
 
-    def unlearn(model: Model, params: Params, request: Request, key: Key) -> Unlearned:
-        del key
+    def warn(request: Request) -> None:
         assert request.retain is not None
-        share = request.forget.num_examples / (
-            request.forget.num_examples + request.retain.num_examples
-        )
-        if bounded and 1 / share < 3 * alpha:
+        ratio = 1 + request.retain.num_examples / request.forget.num_examples
+        if bounded and ratio < 3 * alpha:
             warnings.warn(
-                f"ssd: these importances obey I_f/I_full <= n/n_f = {1 / share:.3g}, and alpha = {alpha:g} selects only "
-                f"above {alpha:g}, so {'nothing' if 1 / share <= alpha else 'little'} can be dampened. "
-                "Use effective_batch=64 with batching='random', or a smaller alpha.",
+                f"ssd: these importances obey I_f/I_full <= n/n_f = {ratio:.3g}, and alpha = "
+                f"{alpha:g} selects only above {alpha:g}, so "
+                f"{'nothing' if ratio <= alpha else 'little'} can be dampened. Use "
+                "effective_batch=64 with batching='random', or a smaller alpha.",
                 NothingSelectedWarning,
                 stacklevel=3,
             )
+
+    def unlearn(model: Model, params: Params, request: Request, key: Key) -> Unlearned:
+        del key
+        assert request.retain is not None
         forget = moments_of(model, params, request.forget, by_class, micro_batch)
         retain = moments_of(model, params, request.retain, by_class, micro_batch)
         base = union(forget, retain) if reference == "full" else retain
@@ -261,7 +266,13 @@ def ssd(
         edited = dampen(params, i_f, i_ref, alpha, dampening, floor)
         return Unlearned(model, edited, _info(i_f, i_ref, alpha))
 
-    return method(unlearn, needs={"forget", "retain", "labels"}, name="ssd", guarantee=EMPIRICAL)
+    return method(
+        unlearn,
+        needs={"forget", "retain", "labels"},
+        name="ssd",
+        guarantee=EMPIRICAL,
+        warn=warn,
+    )
 
 
 def _info(forget: Params, reference: Params, alpha: float) -> SSDInfo:

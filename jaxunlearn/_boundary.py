@@ -1,0 +1,267 @@
+"""The boundary around every Method: what is looked at before and after, and what is taken away.
+
+`jaxunlearn.method` says what happens when; here is how. Everything raises on the host, while
+tracing or before anything is compiled.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn.data.streams import InMemory, Stream, is_traced
+from jaxunlearn.losses import check_per_example
+from jaxunlearn.model import Model
+from jaxunlearn.typing import Batch, Data, Params
+
+FIELDS = ("forget", "retain", "adjacent")
+MODEL_FUNCTIONS = ("init", "train", "features")
+NEEDS = frozenset((*FIELDS, *MODEL_FUNCTIONS, "labels", "key"))
+_UNLABELLED_COLUMNS = ("x", "id", "weight")
+
+
+class AccessError(RuntimeError):
+    """A method read something that its `needs` does not name."""
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Withheld:
+    """Stands where something was taken away; any use of it raises `AccessError`."""
+
+    what: str
+    name: str
+    needs: tuple[str, ...]
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise _refusal(self.name, self.what, self.needs)
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        return self._refuse()
+
+    __call__ = __iter__ = __getitem__ = __contains__ = __len__ = __bool__ = _refuse
+
+
+def _refusal(name: str, what: str, needs: Iterable[str]) -> AccessError:
+    return AccessError(
+        f"{name} reads {what}, but its needs are {sorted(needs)}. "
+        "Declare it in `needs`, or do not touch it."
+    )
+
+
+# ------------------------------------------------------------------------------- what comes in
+
+
+def check_key(name: str, key: Any) -> None:
+    """Raises `TypeError` unless `key` is one typed key."""
+    if isinstance(key, Withheld):
+        return
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or key.shape != ():
+        came = type(key).__name__ if dtype is None else f"{dtype} of shape {key.shape}"
+        raise TypeError(f"{name}: expected one typed key, jax.random.key(seed), got {came}.")
+
+
+def is_empty(data: Data | None) -> bool:
+    """True if it has no rows, or (where that can be seen) none of positive weight."""
+    if data is None or isinstance(data, Withheld):
+        return False
+    if isinstance(data, InMemory) and "weight" in data and not is_traced(data["weight"]):
+        return not np.any(np.asarray(data["weight"]) > 0)
+    return data.num_examples == 0
+
+
+def check_present(name: str, needs: frozenset[str], model: Model, request: Any) -> None:
+    """Raises `ValueError` if something in `needs` is absent, or a needed field is empty."""
+    for field in needs.intersection(FIELDS):
+        data = getattr(request, field)
+        if data is None:
+            raise ValueError(
+                f"{name} needs request.{field}, which is None. Give Request({field}=...)."
+            )
+        if field != "forget" and is_empty(data):
+            raise ValueError(
+                f"{name} needs request.{field}, which has no examples. If everything is to be "
+                "forgotten, start from fresh parameters instead."
+            )
+    for function in needs.intersection(("init", "features")):
+        if getattr(model, function) is None:
+            raise ValueError(f"{name} needs model.{function}, which this model does not have.")
+
+
+def check_values(
+    name: str, needs: frozenset[str], model: Model, params: Params, request: Any
+) -> Any:
+    """The request, once its values are checked; its streams check their labels when read."""
+    needed = {f: getattr(request, f) for f in FIELDS if f in needs}
+    if "labels" in needs:
+        guarded = {
+            field: _check_labels(name, model, params, data)
+            for field, data in needed.items()
+            if isinstance(data, InMemory | Stream)
+        }
+        request = request._replace(**guarded)
+    if not is_traced(params):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            floating = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+            if floating and not bool(jnp.isfinite(leaf).all()):
+                raise ValueError(
+                    f"{name}: params{jax.tree_util.keystr(path)} holds NaN or Inf. "
+                    "Was this model trained to divergence?"
+                )
+    if isinstance(request.forget, InMemory) and isinstance(request.retain, InMemory):
+        if not is_traced((request.forget, request.retain)):
+            check_disjoint(request.forget, request.retain)
+    return request
+
+
+def _check_labels(name: str, model: Model, params: Params, data: InMemory | Stream) -> Data:
+    """The same data, its labels checked now (in memory) or as they are read (streams)."""
+    example = data.gather(jnp.arange(1)) if isinstance(data, InMemory) else next(iter(data))
+    if "y" not in example:
+        columns = sorted(set(example) - {"weight"})
+        raise ValueError(f"{name} needs labels, but the data has no column 'y', only {columns}.")
+    check_per_example(model.loss, params, example)
+    outputs = jax.eval_shape(model.outputs, params, example).shape
+    integer = jnp.issubdtype(example["y"].dtype, jnp.integer)
+    if not integer or len(outputs) != example["y"].ndim + 1:
+        return data  # targets, not classes
+    classes = outputs[-1]
+
+    def check(columns: Batch) -> Batch:
+        labels = np.asarray(columns["y"])
+        bad = (labels < 0) | (labels >= classes)
+        bad = bad.reshape(len(bad), -1).any(axis=1)
+        if "weight" in columns:
+            bad &= np.asarray(columns["weight"]) > 0
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise ValueError(
+                f"{name}: labels must lie in [0, {classes}), the model's outputs, but row {row} "
+                f"has {labels[row]}."
+            )
+        return columns
+
+    if isinstance(data, InMemory):
+        if not is_traced(data):
+            check(data.arrays)
+        return data
+    before = data.transform
+    return dataclasses.replace(data, transform=lambda batch: check(before(batch)))
+
+
+def check_disjoint(forget: InMemory, retain: InMemory) -> None:
+    """Raises `ValueError` if the two share rows of positive weight.
+
+    Rows are told apart by `"id"` if both have that column, else by the bytes of `"x"` (and `"y"`).
+    """
+    if "id" in forget and "id" in retain:
+        first, second = (np.asarray(d["id"])[_counting(d)] for d in (forget, retain))
+        shared = np.intersect1d(first, second)
+        if shared.size:
+            raise ValueError(f"forget and retain overlap in {shared.size} ids, first {shared[0]}.")
+        return
+    columns = [c for c in ("x", "y") if c in forget and c in retain]
+    seen = {digest for _, digest in _row_hashes(forget, columns)}
+    for row, digest in _row_hashes(retain, columns):
+        if digest in seen:
+            raise ValueError(
+                f"forget and retain overlap: row {row} of retain has the content of a forget row. "
+                "If they are different examples, give both an 'id' column."
+            )
+
+
+def _counting(data: InMemory) -> np.ndarray:
+    """(m,) the rows of positive weight."""
+    weight = np.asarray(data["weight"]) if "weight" in data else np.ones(data.num_examples)
+    return np.flatnonzero(weight > 0)
+
+
+def _row_hashes(data: InMemory, columns: list[str]) -> Iterator[tuple[int, bytes]]:
+    arrays = [np.ascontiguousarray(data[c]) for c in columns]
+    for row in _counting(data) if columns else ():
+        content = b"".join(a[row].tobytes() for a in arrays)
+        yield int(row), hashlib.blake2b(content, digest_size=16).digest()
+
+
+# ----------------------------------------------------------------------------- what is taken away
+
+
+def strip(name: str, needs: frozenset[str], request: Any, key: Any) -> tuple[Any, Any]:
+    """(request, key) with everything withheld that `needs` does not name."""
+    declared = tuple(sorted(needs))
+    fields = {}
+    for field in FIELDS:
+        data = getattr(request, field)
+        if field not in needs:
+            data = Withheld(f"request.{field}", name, declared)
+        elif "labels" not in needs and not isinstance(data, Withheld):
+            data = without_labels(data)
+        fields[field] = data
+    return request._replace(**fields), key if "key" in needs else Withheld(
+        "the key", name, declared
+    )
+
+
+def without_labels(data: Data) -> Data:
+    """The same Data with the columns x, id and weight only."""
+    if isinstance(data, InMemory):
+        return data.drop(*(set(data.arrays) - set(_UNLABELLED_COLUMNS)))
+    if not isinstance(data, Stream):
+        rows = max((len(next(iter(batch.values()))) for batch in data), default=1)
+        data = Stream(lambda source=data: iter(source), data.num_examples, data.num_batches, rows)
+    before = data.transform
+    return dataclasses.replace(
+        data,
+        transform=lambda b: {k: v for k, v in before(b).items() if k in _UNLABELLED_COLUMNS},
+    )
+
+
+@contextmanager
+def labels_explained(name: str, needs: frozenset[str]) -> Iterator[None]:
+    """The `KeyError` of a method that looks for labels it did not declare, as `AccessError`."""
+    try:
+        yield
+    except KeyError as error:
+        if "labels" in needs or "'y'" not in str(error):
+            raise
+        raise _refusal(name, "the labels 'y'", needs) from error
+
+
+def limit(name: str, needs: frozenset[str], model: Model) -> Model:
+    """The model without the functions that `needs` does not name."""
+    declared = tuple(sorted(needs))
+    taken = {
+        function: Withheld(f"model.{function}", name, declared)
+        for function in MODEL_FUNCTIONS
+        if function not in needs and getattr(model, function) is not None
+    }
+    return dataclasses.replace(model, **taken) if taken else model
+
+
+# ------------------------------------------------------------------------------------ what goes out
+
+
+def check_same_structure(name: str, before: Params, after: Params) -> None:
+    """Raises `TypeError` unless both are one tree with leaves of the same shapes and dtypes."""
+    if jax.tree.structure(before) != jax.tree.structure(after):
+        raise TypeError(
+            f"{name} returned params of another tree: expected {jax.tree.structure(before)}, "
+            f"got {jax.tree.structure(after)}."
+        )
+    pairs = zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
+    for (path, old), new in pairs:
+        expected = jnp.shape(old), jnp.result_type(old)
+        came = jnp.shape(new), jnp.result_type(new)
+        if expected != came:
+            raise TypeError(
+                f"{name} changed params{jax.tree_util.keystr(path)} from shape {expected[0]}, "
+                f"{expected[1]} to shape {came[0]}, {came[1]}."
+            )

@@ -1,0 +1,74 @@
+"""The words of a report, for people who have not read the definitions: verdicts and metrics.
+
+`VERDICTS` has an entry for every `verdict.Verdict`, `METRICS` one for every classical metric that a
+report tabulates (title, one sentence). The definitions are in the modules that compute them.
+"""
+
+from .verdict import Verdict
+
+VERDICTS: dict[str, str] = {
+    Verdict.INDISTINGUISHABLE.value: (
+        "An exact permutation test at level 5 % does not tell the method's models from true "
+        "retrainings on any part. The sentence says how many untouched originals hidden among "
+        "them would have shown: that is how much this can be trusted."
+    ),
+    Verdict.RECIPE_NOISE.value: (
+        "The test does tell them apart, but on no part are they farther from retraining than two "
+        "recipes that nobody would call different are from each other."
+    ),
+    Verdict.UNDER_FORGOTTEN.value: (
+        "On forget data the models still lie towards the original: influence of the forget data "
+        "is left."
+    ),
+    Verdict.OVER_FORGOTTEN.value: (
+        "On forget data the models lie beyond retraining, on the side away from the original: "
+        "they answer worse or stranger than a model that never saw the data, which can itself be "
+        "noticed."
+    ),
+    Verdict.ELSEWHERE.value: (
+        "The models are not retrained ones, but the difference is neither towards the original "
+        "nor away from it, or it lies on data that should not have changed."
+    ),
+    Verdict.COLLAPSED.value: (
+        "Outputs are not finite, or test accuracy fell below half-way from chance to the oracles: "
+        "the model was destroyed, not made to forget."
+    ),
+    Verdict.NOT_INFORMATIVE.value: (
+        "There is nothing to measure with: too few models, a base model at chance, forget data "
+        "that was never learnt, or no valid oracle. No score is given."
+    ),
+    Verdict.NOTHING_TO_FORGET.value: "The request holds no example.",
+    "damages ... data": (
+        "Said in addition: on that part the models are farther from retraining than one recipe "
+        "floor. The number counts floors."
+    ),
+}
+
+METRICS: dict[str, tuple[str, str]] = {
+    "jensen_shannon": (
+        "Jensen-Shannon divergence to the oracles",
+        "Mean over examples and oracles, in nats, from 0 (equal) to 0.69. Lower is nearer.",
+    ),
+    "activation_distance": (
+        "Activation distance to the oracles",
+        "Mean Euclidean distance of the probability vectors, from 0 to 1.41. Lower is nearer.",
+    ),
+    "prediction_agreement": (
+        "Prediction agreement with the oracles",
+        "Share of examples on which both predict the same class. Higher is nearer.",
+    ),
+    "klom": (
+        "KLoM",
+        "Divergence of the distribution of margins over models from the oracles', averaged over "
+        "examples. Lower is nearer; the floor is far from 0 with few models.",
+    ),
+    "tug_of_war": (
+        "Tug of war",
+        "Product over forget, retain and test of one minus the gap in accuracy to the oracles, "
+        "from 0 to 1. Higher is nearer.",
+    ),
+    "loss": (
+        "Loss",
+        "Mean cross-entropy in nats. The aim is the oracle's value, not a high or a low one.",
+    ),
+}

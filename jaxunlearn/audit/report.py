@@ -1,0 +1,283 @@
+"""The report of a comparison: one page that reads without network, one picture, one text table.
+
+    html(record)        the page: finding, what was asked, table, pictures, metrics, glossary
+    png(record, path)   the picture for a README
+    table(record)       the text for a terminal
+
+The page is a single file: style and pictures are inside, there is no script, no font and no address
+to fetch. It says what was found in its first sentence, and everything behind that below. All text
+that comes from data is escaped.
+
+| status of the record  | the page                                                              |
+|-----------------------|-----------------------------------------------------------------------|
+| informative           | everything                                                            |
+| nothing to forget     | accuracies; distances, verdict pictures and curves are left out       |
+| not informative       | the reason, large; what was asked; no score of any kind               |
+
+An undefined number is the word "undefined", never 0.
+"""
+
+import json
+import shlex
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from . import pictures
+from .glossary import METRICS, VERDICTS
+from .markup import CSS, ends, framed, grid, spread
+from .pictures import png as png
+from .tables import (
+    NOT_APPLICABLE,
+    UNDEFINED,
+    Line,
+    floors_sentence,
+    lines,
+    not_informative,
+    number,
+    parts,
+)
+from .tables import table as table
+
+
+def html(record: Mapping[str, Any]) -> str:
+    """The page of a comparison.
+
+    Args:
+        record: the record of a comparison, as in `results.json`.
+
+    Returns:
+        A complete HTML document; the same text for the same record.
+
+    Cost: a second or two, for the pictures.
+    """
+    title = f"{record['task']['words']} of {record['task']['source']}"
+    body = [
+        f'<p class="kicker">jaxunlearn compare: {escape(title)}</p>',
+        f"<h1>{escape(record['headline'])}</h1>",
+    ]
+    reason = not_informative(record)
+    if reason:
+        told = "No score is shown, because none would mean anything."
+        body += [f'<p class="reason">Not informative: {escape(reason)}.</p>', f"<p>{told}</p>"]
+        body += [_asked(record), _notes(record), _reproduce(record)]
+    else:
+        body += [_asked(record), _notes(record), _found(record), _pictures(record)]
+        body += [_membership(record), _metrics(record), _glossary(record), _reproduce(record)]
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{CSS}</style></head>\n<body>\n"
+        + "\n".join(text for text in body if text)
+        + "\n</body></html>\n"
+    )
+
+
+def _asked(record: Mapping[str, Any]) -> str:
+    rows = [
+        (part.replace("_", " "), [entry["words"], *_counts(entry)])
+        for part, entry in ((part, record["parts"][part]) for part in parts(record))
+    ]
+    return f"<h2>What was asked</h2><p>{escape(record['task']['description'])}</p>" + grid(
+        ("part", "what it is", "examples evaluated", "available"), rows, words=(1,)
+    )
+
+
+def _counts(entry: Mapping[str, Any]) -> list[str]:
+    return [str(entry["examples"]), str(entry["available"])]
+
+
+def _notes(record: Mapping[str, Any]) -> str:
+    if not record["notes"]:
+        return ""
+    items = "".join(f"<li>{escape(note)}</li>" for note in record["notes"])
+    return f'<div class="note"><strong>Notes and warnings</strong><ul>{items}</ul></div>'
+
+
+def _found(record: Mapping[str, Any]) -> str:
+    shown = parts(record)
+    heads = ["", "models", *(f"{part.replace('_', ' ')}, %" for part in shown)]
+    heads += ["gap closed", "collateral", "time"]
+    body = []
+    for line in lines(record):
+        cells = [str(line.models), *(spread(line.accuracy[part], 100) for part in shown)]
+        cells += [ends(line.gap_closed), ends(line.collateral), escape(line.time)]
+        shade = ' class="reference"' if line.role in ("oracle", "recipe") else ""
+        numbers = "".join(f"<td>{cell}</td>" for cell in cells)
+        body.append(
+            f'<tr{shade}><th scope="rowgroup" rowspan="2">{escape(line.label)}</th>{numbers}</tr>'
+            f'<tr{shade}><td class="said" colspan="{len(cells)}">{_said(line)}</td></tr>'
+        )
+    return (
+        f"<h2>What was found</h2>{framed(heads, body)}"
+        '<p class="soft">The first columns are accuracies; below each number stands its 95 % '
+        "interval over models. Gap closed, on forget data: 1 is as near to true retraining as a "
+        "retraining, 0 as far as the original, below 0 farther. Collateral: the largest distance "
+        "from retraining on all other data, in recipe floors; up to 1 is what an innocent change "
+        "of the training recipe does. Time is a share of retraining (in seconds where retrain was "
+        "not among the methods). Zero accuracy on forget data is not the aim: the oracle's value "
+        f"is. {escape(floors_sentence(record))}</p>"
+    )
+
+
+def _said(line: Line) -> str:
+    """The verdict as a coloured badge, and its sentence."""
+    badge = (
+        f'<b style="border-color:{pictures.style(line)[0]}">{escape(line.verdict)}</b> '
+        if line.verdict
+        else ""
+    )
+    return f"<p>{badge}{escape(line.sentence.removeprefix(f'{line.verdict}: '))}</p>"
+
+
+def _pictures(record: Mapping[str, Any]) -> str:
+    texts = (
+        (
+            "Trade-off",
+            pictures.tradeoff(record),
+            "narrow",
+            "Down is nearer to retraining on forget data, left is less damage elsewhere. Both axes "
+            "are in recipe floors: inside the shaded corner lie differences that an innocent "
+            "change of the training recipe makes as well. The oracle (true retraining) is at 0, 0 "
+            "by definition.",
+        ),
+        (
+            "Accuracy on every part",
+            pictures.accuracies(record),
+            "",
+            "The dashed line is the oracle's accuracy, and the aim; thin lines are 95 % intervals.",
+        ),
+        (
+            "Distance from retraining on every part",
+            pictures.energies(record),
+            "",
+            "Energy between a row and the oracles in recipe floors; the dashed line is one floor.",
+        ),
+    )
+    return "".join(_figure(svg, title, kind, words) for title, svg, kind, words in texts)
+
+
+def _figure(svg: str | None, title: str, kind: str, words: str) -> str:
+    if svg is None:
+        return ""
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
+    return (
+        f'<h2>{escape(title)}</h2><figure><div class="scroll {kind}">{svg}</div>'
+        f"<figcaption>{escape(words)}</figcaption></figure>"
+    )
+
+
+def _membership(record: Mapping[str, Any]) -> str:
+    words = (
+        "Mean ROC of the loss attack: forgotten training examples against held-out ones. Black is "
+        "the oracle, which never saw either; dotted is guessing. A curve on either side of the "
+        "oracle's tells something about the forget data."
+    )
+    picture = _figure(pictures.curves(record), "Can membership be inferred?", "", words)
+    found = [(row["label"], row["membership"]) for row in record["rows"] if row["membership"]]
+    if not found:
+        return picture
+    oracle = next((r["membership"] for r in record["rows"] if r["role"] == "oracle"), None) or {}
+    shown = [("loss", "auc"), ("loss", "accuracy"), ("loss", "tpr")]
+    shown += [("confidence", "auc"), ("entropy", "auc")]
+    rows = []
+    for label, attacks in found:
+        if "undefined" in attacks:
+            rows.append((label, [UNDEFINED] * len(shown)))
+            continue
+        cells = []
+        for score, name in shown:
+            own, held = ((a.get(score) or {}).get(name) for a in (attacks, oracle))
+            beside = "" if held is None or label == "oracle" else (
+                f"<small>oracle {number(held.get('value'))}</small>"
+            )  # fmt: skip
+            cells.append(spread(own) + beside)
+        rows.append((label, cells))
+    reasons = sorted({a["undefined"] for _, a in found if "undefined" in a})
+    told = f'<p class="soft">Undefined: {escape("; ".join(reasons))}</p>' if reasons else ""
+    names = {"auc": "AUC", "accuracy": "accuracy", "tpr": "TPR at FPR 0.1"}
+    heads = ["", *(f"{score}: {names[name]}" for score, name in shown)]
+    if not picture:
+        picture = "<h2>Can membership be inferred?</h2>"
+    return picture + "<h3>Attack by attack</h3>" + grid(heads, rows, raw=True) + told
+
+
+def _metrics(record: Mapping[str, Any]) -> str:
+    blocks = []
+    for name, (title, words) in METRICS.items():
+        whole = name == "tug_of_war"
+        own = {
+            row["label"]: row["tug_of_war"] if whole else row["scores"].get(name)
+            for row in record["rows"]
+        }
+        if not any(own.values()):
+            continue
+        shown = ["all parts"] if whole else parts(record)
+        floor = record["floor"].get(name)
+        rows = [("floor", floor), *((label, found) for label, found in own.items() if found)]
+        cells = [
+            (label, [spread(found if whole else (found or {}).get(part)) for part in shown])
+            for label, found in rows
+        ]
+        heads = ["", *(part.replace("_", " ") for part in shown)]
+        blocks.append(f'<h3>{escape(title)}</h3><p class="soft">{escape(words)}</p>')
+        blocks.append(grid(heads, cells, shaded=("floor",), raw=True))
+    if not blocks:
+        return ""
+    return (
+        "<h2>Classical metrics, each beside its floor</h2><p>The floor is the same metric between "
+        "two independent halves of the oracles: what is no farther from them than that is not a "
+        "difference.</p>" + "".join(blocks)
+    )
+
+
+def _glossary(record: Mapping[str, Any]) -> str:
+    items = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(words)}</dd>" for name, words in VERDICTS.items()
+    )
+    rule = escape(str(record["metrics"].get("verdict", "")))
+    return f"<h2>What the verdicts mean</h2><p>Rule v{rule}.</p><dl>{items}</dl>"
+
+
+def _reproduce(record: Mapping[str, Any]) -> str:
+    task, settings = record["task"], dict(record["settings"])
+    recipe = settings.pop("recipe", {})
+    facts: list[tuple[str, Any]] = [("command", command(record)), *settings.items()]
+    facts += [(f"recipe: {key}", value) for key, value in recipe.items()]
+    facts += [(f"version of {key}", value) for key, value in record["versions"].items()]
+    facts += [
+        ("digest of the data", task["source_digest"]),
+        ("digest of the split", task["digest"]),
+    ]
+    facts += [("near duplicates", task["near_duplicates"])]
+    facts += [("metric definitions", record["metrics"]), ("schema", record["schema"])]
+    facts += [("seconds in all", number(record["seconds"]))]
+    methods = [
+        (row["label"], [row.get("guarantee", ""), json.dumps(row.get("arguments", {})),
+                        row.get("preset", ""), _paper(row), number(row["seconds"]["compile"])])
+        for row in record["rows"] if row["role"] == "method"
+    ]  # fmt: skip
+    heads = ("method", "guarantee", "arguments", "preset", "paper", "compilation, s")
+    shown = "\n".join(
+        f"{key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in facts
+    )
+    how = grid(heads, methods, words=(1, 2, 3, 4)) if methods else ""
+    return f"<h2>To reproduce this</h2>{how}<pre>{escape(shown)}</pre>"
+
+
+def _paper(row: Mapping[str, Any]) -> str:
+    return f"arXiv:{row['paper']}" if row.get("paper") else NOT_APPLICABLE
+
+
+def command(record: Mapping[str, Any]) -> str:
+    """The command line that asks for this comparison again; quoted for a shell.
+
+    Settings that are not among its options keep the values that the report lists.
+    """
+    settings, task = record["settings"], record["task"]
+    methods = ",".join(row["label"] for row in record["rows"] if row["role"] == "method")
+    words = ["jaxunlearn", "compare", "--source", task["source"], "--forget", task["name"]]
+    words += ["--methods", methods] if methods else []
+    words += ["--model", settings["recipe"]["model"]]
+    words += ["--seeds", str(settings["seeds"]), "--oracles", str(settings["oracles"])]
+    return shlex.join(words)

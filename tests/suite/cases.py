@@ -1,0 +1,118 @@
+"""Every method, and the small problems on which every method is tried.
+
+A case is a model, trained-looking params and a request: 24 rows in four dimensions, three classes, eight
+of them to be forgotten (class 0). The registry lives here and not in the library: a new builder must be
+added by hand, and a test fails until it is.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import jaxunlearn as ju
+from jaxunlearn import objectives
+
+TX = optax.adam(0.05)
+
+# name -> the method, small enough to compile in a second; every public builder at least once
+METHODS: dict[str, ju.Method] = {
+    "retrain": ju.retrain(TX, epochs=1),
+    "finetune": ju.finetune(epochs=2),
+    "gradient_ascent": ju.gradient_ascent(optax.sgd(0.1), epochs=2),
+    "neggrad_plus": ju.neggrad_plus(TX, epochs=1),
+    "random_labels": ju.random_labels(TX, epochs=1),
+    "ssd": ju.ssd(alpha=1.2, effective_batch=64),
+    "descent": ju.descent(partial(objectives.neggrad_plus, alpha=0.5), TX, steps=3),
+}
+DESCENTS = ("finetune", "gradient_ascent", "neggrad_plus", "random_labels", "descent")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A model and what it should forget."""
+
+    model: ju.Model
+    params: Any
+    request: ju.Request
+
+
+def columns() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(3)
+    y = np.repeat(np.arange(3), 8).astype(np.int32)
+    x = (2.0 * np.eye(3, 4)[y] + 0.7 * rng.standard_normal((24, 4))).astype(np.float32)
+    return {"x": x, "y": y, "id": np.arange(100, 124, dtype=np.int32)}
+
+
+def request(batch_size: int = 6) -> ju.Request:
+    data = ju.data.in_memory(columns(), batch_size)
+    return ju.Request(forget=data.take(np.arange(8)), retain=data.take(np.arange(8, 24)))
+
+
+def mlp(params: Any, batch: Any) -> jax.Array:
+    """4-6-3; params are a nested dict."""
+    body, head = params["body"], params["head"]
+    hidden = jnp.tanh(batch["x"] @ body["w"] + body["b"][None])
+    return (hidden @ head["w"] + head["b"][None]).astype(jnp.float32)
+
+
+def mlp_init(key: jax.Array) -> Any:
+    """One bfloat16 leaf, so that a method which casts is noticed."""
+    first, second = jax.random.split(key)
+    body = {"w": 0.5 * jax.random.normal(first, (4, 6)), "b": jnp.full(6, 0.1)}
+    head = {"w": 0.5 * jax.random.normal(second, (6, 3)), "b": jnp.full(3, 0.1, jnp.bfloat16)}
+    return {"body": body, "head": head}
+
+
+def by_hand(outputs: Any, init: Any) -> ju.Model:
+    def loss(params: Any, batch: Any) -> jax.Array:
+        return ju.losses.cross_entropy(outputs(params, batch), batch["y"])
+
+    def features(params: Any, batch: Any) -> jax.Array:
+        return batch["x"]
+
+    return ju.Model(outputs=outputs, loss=loss, features=features, init=init)
+
+
+def dict_case() -> Case:
+    return Case(by_hand(mlp, mlp_init), mlp_init(jax.random.key(0)), request())
+
+
+def tuple_case() -> Case:
+    def outputs(params: Any, batch: Any) -> jax.Array:
+        (w,), b = params
+        return batch["x"] @ w + b[None]
+
+    def init(key: jax.Array) -> Any:
+        return ((jax.random.normal(key, (4, 3)),), jnp.zeros(3))
+
+    return Case(by_hand(outputs, init), init(jax.random.key(0)), request())
+
+
+class Normalised(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.dense = nnx.Linear(4, 6, rngs=rngs)
+        self.norm = nnx.BatchNorm(6, rngs=rngs)
+        self.head = nnx.Linear(6, 3, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.head(nnx.relu(self.norm(self.dense(x))))
+
+
+def nnx_case() -> Case:
+    from jaxunlearn.networks import MLP
+
+    model = ju.from_nnx(lambda rngs: MLP(4, 3, hidden=(6,), rngs=rngs))
+    return Case(model, model.init(jax.random.key(0)), request())
+
+
+def statistics_case() -> Case:
+    model = ju.from_nnx(lambda rngs: Normalised(rngs))
+    params = model.init(jax.random.key(0))
+    moved = jax.tree.map(lambda s: s + 0.3, params["batch_stats"])
+    return Case(model, params | {"batch_stats": moved}, request())

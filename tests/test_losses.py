@@ -1,0 +1,124 @@
+"""Per-example losses against NumPy and scikit-learn, and the one reduction."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxunlearn import losses
+
+
+def test_cross_entropy_is_the_log_loss_of_scikit_learn(x64):
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    logits, labels = rng.standard_normal((6, 3)), np.array([0, 1, 2, 2, 1, 0])
+    ours = losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    theirs = [
+        metrics.log_loss([label], [p], labels=[0, 1, 2])
+        for label, p in zip(labels, probabilities, strict=True)
+    ]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+
+
+def test_cross_entropy_adds_up_the_positions_of_an_example():
+    logits = jax.random.normal(jax.random.key(0), (2, 5, 3))
+    labels = jnp.array([[0, 1, 2, 0, 1], [2, 2, 0, 1, 0]])
+    apart = [losses.cross_entropy(logits[:, t], labels[:, t]) for t in range(5)]
+    np.testing.assert_allclose(losses.cross_entropy(logits, labels), sum(apart), rtol=1e-6)
+
+
+def test_squared_error_is_the_squared_distance():
+    rng = np.random.default_rng(0)
+    f, y = rng.standard_normal((2, 4, 3, 2)).astype(np.float32)
+    ours = losses.squared_error(jnp.asarray(f), jnp.asarray(y))
+    np.testing.assert_allclose(ours, [np.linalg.norm(a) ** 2 for a in f - y], rtol=1e-5)
+    assert losses.squared_error(jnp.ones(3), jnp.zeros(3)).shape == (3,)
+
+
+def test_losses_of_no_examples_are_no_numbers():
+    assert losses.cross_entropy(jnp.zeros((0, 4)), jnp.zeros(0, int)).shape == (0,)
+    assert losses.squared_error(jnp.zeros((0, 4)), jnp.zeros((0, 4))).shape == (0,)
+    assert float(losses.weighted_mean(jnp.zeros(0), {})) == 0
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "error", "message"),
+    [
+        ((2, 3), jnp.zeros(2), TypeError, "integer classes, got dtype float32"),
+        ((2, 3), jnp.zeros((2, 1), int), ValueError, r"logits \(2, 3\) and labels \(2, 1\)"),
+        ((2,), jnp.zeros(2, int), ValueError, r"logits \(2,\) and labels \(2,\)"),
+    ],
+)
+def test_labels_that_would_broadcast_are_refused(logits, labels, error, message):
+    with pytest.raises(error, match=message):
+        losses.cross_entropy(jnp.zeros(logits), labels)
+
+
+def test_targets_that_would_broadcast_are_refused():
+    with pytest.raises(ValueError, match=r"must have one shape, got \(3, 1\) and \(3,\)"):
+        losses.squared_error(jnp.zeros((3, 1)), jnp.zeros(3))
+
+
+def test_a_weight_of_two_is_the_row_twice_and_of_zero_no_row():
+    values = jnp.array([1.0, 5.0, 7.0])
+    weighted = losses.weighted_mean(values, {"weight": jnp.array([2.0, 0.0, 1.0])})
+    assert float(weighted) == float(losses.weighted_mean(jnp.array([1.0, 1.0, 7.0]), {})) == 3
+    ignored = losses.weighted_mean(values, {})  # the mutant that does not read the weights
+    assert float(ignored) != 3
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_a_row_of_weight_zero_contributes_exactly_nothing_even_if_its_loss_is_not_finite(bad):
+    batch = {"weight": jnp.array([1, 0, 3])}
+    value, gradient = jax.value_and_grad(losses.weighted_mean)(jnp.array([2.0, bad, 4.0]), batch)
+    assert float(value) == 3.5
+    np.testing.assert_array_equal(gradient, [0.25, 0, 0.75])
+
+
+def test_a_batch_in_which_no_row_counts_has_loss_and_gradient_zero():
+    batch = {"weight": jnp.zeros(2)}
+    value, gradient = jax.value_and_grad(losses.weighted_mean)(jnp.array([2.0, jnp.nan]), batch)
+    assert float(value) == 0
+    np.testing.assert_array_equal(gradient, [0, 0])
+
+
+def test_half_precision_losses_are_not_added_up_in_half_precision():
+    mean = losses.weighted_mean(jnp.full(4096, 0.1, jnp.bfloat16), {})
+    assert mean.dtype == jnp.float32
+    np.testing.assert_allclose(mean, float(jnp.bfloat16(0.1)), rtol=1e-5)
+
+
+BATCH = {"x": jnp.ones((4, 2)), "y": jnp.array([0, 1, 2, 1])}
+
+
+@pytest.mark.parametrize(
+    ("loss", "came"),
+    [
+        (lambda p, b: (b["x"] @ p).mean(), r"returned \(\)"),
+        (lambda p, b: (b["x"] @ p).mean(keepdims=True), r"returned \(1,\)"),
+        (lambda p, b: b["x"] @ p[:, None], r"returned \(3, 1\)"),
+        (lambda p, b: (b["x"] @ p, 0), "returned tuple"),
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_loss_that_is_not_per_example_is_refused(loss, came, rows):
+    batch = jax.tree.map(lambda a: a[:rows], BATCH)
+    with pytest.raises(ValueError, match=f"one number per example.*{came}"):
+        losses.check_per_example(loss, jnp.ones(2), batch)
+
+
+def test_a_per_example_loss_is_accepted_without_being_computed():
+    traces = chex.assert_max_traces(lambda p, b: b["x"] @ p, n=1)
+    losses.check_per_example(traces, jax.ShapeDtypeStruct((2,), jnp.float32), BATCH)
+
+
+@pytest.mark.parametrize(("label", "row"), [(3, 2), (-1, 0)])
+def test_a_label_outside_the_classes_is_refused_with_its_row(label, row):
+    batch = BATCH | {"y": BATCH["y"].at[row].set(label)}
+    outputs = lambda p, b: b["x"] @ p  # noqa: E731
+    with pytest.raises(ValueError, match=rf"here: .* \[0, 3\), .* row {row} has {label}"):
+        losses.check_labels(outputs, jnp.ones((2, 3)), batch, "here")
+    losses.check_labels(outputs, jnp.ones((2, 3)), BATCH, "here")
+    losses.check_labels(lambda p, b: b["x"] @ p[:, 0], jnp.ones((2, 3)), batch, "regression")
