@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.data.streams import InMemory, Stream, is_traced
+from jaxunlearn.data.streams import InMemory, Stream, as_data, is_traced
 from jaxunlearn.losses import check_per_example
 from jaxunlearn.model import Model
 from jaxunlearn.typing import Batch, Data, Params
@@ -214,12 +214,11 @@ def without_labels(data: Data) -> Data:
     """The same Data with the columns x, id and weight only."""
     if isinstance(data, InMemory):
         return data.drop(*(set(data.arrays) - set(_UNLABELLED_COLUMNS)))
-    if not isinstance(data, Stream):
-        rows = max((len(next(iter(batch.values()))) for batch in data), default=1)
-        data = Stream(lambda source=data: iter(source), data.num_examples, data.num_batches, rows)
-    before = data.transform
+    stream = as_data(data)
+    assert isinstance(stream, Stream)
+    before = stream.transform
     return dataclasses.replace(
-        data,
+        stream,
         transform=lambda b: {k: v for k, v in before(b).items() if k in _UNLABELLED_COLUMNS},
     )
 

@@ -50,7 +50,7 @@ def refresh_batch_stats(model: Model, params: Params, data: Data) -> Params:
     data = as_data(data)
     if is_traced((params, data)):
         raise TypeError(
-            "refresh_batch_stats: works on concrete params and data; call it outside jit."
+            "refresh_batch_stats: expected concrete params and data; call it outside jit and vmap."
         )
     total, rows = None, 0
     for batch in data:

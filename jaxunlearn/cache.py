@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxunlearn import checkpoint
+from jaxunlearn import checkpoint, manifest
 
 _MAX_LABEL = 48  # Characters; with the address a name stays far below the 255 of file systems.
 
@@ -107,7 +107,7 @@ class Cache:
         if found is not None:
             return Cached(found, True, name, time.perf_counter() - start)
         tree = make()
-        if problems := checkpoint.differences(checkpoint.specs(like), checkpoint.specs(tree)):
+        if problems := manifest.differences(manifest.specs(like), manifest.specs(tree)):
             raise checkpoint.CheckpointMismatchError(
                 f"make() returned another tree than `like` for cache entry {name}; nothing was "
                 "stored:\n  " + "\n  ".join(problems)
@@ -183,8 +183,8 @@ def entry_name(key: Mapping[str, Any], label: str = "entry") -> str:
     >>> name[:19], len(name)
     ('oracles_of_class_3-', 83)
     """
-    key_text = checkpoint.canonical_json(dict(key), "cache key")
-    text = f"{checkpoint.SCHEMA}:{key_text}"
+    key_text = manifest.canonical_json(dict(key), "cache key")
+    text = f"{manifest.SCHEMA}:{key_text}"
     harmless = re.sub(r"[^A-Za-z0-9._-]", "_", label).lstrip("._-")[:_MAX_LABEL]
     return f"{harmless or 'entry'}-{hashlib.sha256(text.encode()).hexdigest()}"
 
@@ -212,7 +212,7 @@ def code_version(*modules: ModuleType) -> str:
         "device": jax.devices()[0].device_kind,
         **{name: str(getattr(jax.config, name)) for name in _NUMERIC_SETTINGS},
     }
-    digest = hashlib.sha256(checkpoint.canonical_json(environment).encode())
+    digest = hashlib.sha256(manifest.canonical_json(environment).encode())
     for module in sorted(modules, key=lambda module: module.__name__):
         for name, source in _sources(module):
             digest.update(f"\0{module.__name__}\0{name}\0{len(source)}\0".encode())

@@ -1,20 +1,27 @@
 """The command line: `jaxunlearn compare` and `jaxunlearn methods`. Parsing and printing only.
 
-| exit status | meaning                                                                       |
-|-------------|-------------------------------------------------------------------------------|
-| 0           | done; for `compare`, the comparison is informative (or there was nothing to forget) |
-| 2           | the command line or an input was wrong: one message says what and what to do    |
-| 3           | the comparison is not informative: no score, the reason is printed and stored   |
+| status | meaning                                                                             |
+|--------|-------------------------------------------------------------------------------------|
+| 0      | done; for `compare`, the comparison is informative (or there was nothing to forget) |
+| 2      | the command line or an input was wrong: one message says what and what to do        |
+| 3      | the comparison is not informative: no score, the reason is printed and stored       |
+| 130    | interrupted                                                                         |
+
+Progress and warnings go to standard error, what was found to standard output.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
+import math
 import os
+import re
+import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,11 +38,23 @@ class _Parser(argparse.ArgumentParser):
         return found
 
     def _unknown(self, word: str) -> str:
-        near = difflib.get_close_matches(word, _options(self), n=1, cutoff=0.0)
-        return f"unknown option {word}. Did you mean {near[0]}? See --help."
+        if not word.startswith("-"):
+            return f"{word!r} is one word too many. See --help."
+        return f"unknown option {word}. Did you mean {_near(word, _options(self))}? See --help."
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            near, known = _near(str(value), action.choices), ", ".join(map(str, action.choices))
+            self.error(
+                f"unknown {action.metavar} {value!r}. Did you mean {near}? There are: {known}."
+            )
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"jaxunlearn: {message}\n")
+
+
+def _near(word: str, choices: Iterable[str]) -> str:
+    return difflib.get_close_matches(word, list(choices), n=1, cutoff=0.0)[0]
 
 
 def _options(parser: argparse.ArgumentParser) -> list[str]:
@@ -62,26 +81,54 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = compare.add_argument
-    add("--source", default="digits", help="digits, digits:odd_even, digits:loop, mnist, cifar10, cifar100, tfds:NAME")
-    add("--forget", default="class:3", help="class:3 | subclass:3 | random:0.05 | group:COLUMN=VALUE | ids:1,2,3")
-    add("--methods", default=None, help="such as ssd,neggrad_plus(alpha=0.9,epochs=3); see `jaxunlearn methods`")
+    sources = "digits, digits:odd_even, digits:loop, mnist, cifar10, cifar100, tfds:NAME"
+    tasks = "class:3 | subclass:3 | random:0.05 | group:COLUMN=VALUE | ids:1,2,3"
+    methods = "such as ssd,neggrad_plus(alpha=0.9,epochs=3); see `jaxunlearn methods`"
+    kept = "where trained ensembles and compiled programs are kept"
+    add("--source", default="digits", help=sources)
+    add("--forget", default="class:3", help=tasks)
+    add("--methods", default=None, help=methods)
     add("--model", default="mlp", help="mlp, cnn, resnet18, resnet18_gn, vit")
     add("--optimizer", default="adam", help="adam or sgd")
-    add("--learning-rate", type=float, default=2e-3)
-    add("--batch-size", type=int, default=64)
-    add("--epochs", type=int, default=30)
-    add("--seeds", type=int, default=16, help="originals, and models per method")
-    add("--oracles", type=int, default=32, help="true retrainings to compare with")
-    add("--seed", type=int, default=0, help="of everything random")
-    add("--rows", type=int, default=10_000, help="at most so many examples of a part are evaluated")
+    add("--learning-rate", type=_number, default=2e-3)
+    add("--batch-size", type=_integer(1), default=64)
+    add("--epochs", type=_integer(0), default=30)
+    add("--seeds", type=_integer(2), default=16, help="originals, and models per method")
+    add("--oracles", type=_integer(4), default=32, help="true retrainings to compare with")
+    add("--seed", type=_integer(0), default=0, help="of everything random")
+    add("--rows", type=_integer(1), default=10_000, help="examples of a part that are evaluated")
     add("--data-dir", type=Path, default=None, help="where data sets lie; default $JAXUNLEARN_DATA")
     add("--out", type=Path, default=Path("jaxunlearn-compare"), help="folder for the report")
-    add("--cache-dir", type=Path, default=None, help="where trained ensembles and compiled programs are kept")
+    add("--cache-dir", type=Path, default=None, help=kept)
     add("--no-cache", action="store_true", help="train everything anew, keep nothing")
     add("--quiet", action="store_true", help="no progress")
-    listing = commands.add_parser("methods", help="what there is; NAME shows one in full", allow_abbrev=False)
+    listing = commands.add_parser(
+        "methods", help="what there is; NAME shows one in full", allow_abbrev=False
+    )
     listing.add_argument("name", nargs="?", help="a method")
     return top
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a finite number above 0, got {text!r}")
+    return value
+
+
+def _integer(least: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        value = int(text) if re.fullmatch(r"-?[0-9]{1,10}", text) else -1
+        if not least <= value < 2**31:
+            raise argparse.ArgumentTypeError(
+                f"expected an integer of at least {least}, got {text!r}"
+            )
+        return value
+
+    return read
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"jaxunlearn: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\njaxunlearn: interrupted; what was trained so far is in the cache.", file=sys.stderr)
+        print("\njaxunlearn: interrupted; the cache keeps what was trained.", file=sys.stderr)
         return 130
 
 
@@ -108,8 +155,7 @@ def _methods(name: str | None) -> int:
         print("\njaxunlearn methods NAME shows one in full.")
         return 0
     if name not in entries:
-        near = difflib.get_close_matches(name, entries, n=1, cutoff=0.0)[0]
-        raise ValueError(f"no method {name!r}. Did you mean {near!r}? There are: {', '.join(entries)}.")
+        raise ValueError(f"method: {presets.nearest(name, entries)}")
     print(entries[name].page)
     print(f"\nPreset in comparisons: {presets.PRESETS[name].rule}.")
     return 0
@@ -117,9 +163,7 @@ def _methods(name: str | None) -> int:
 
 def _columns(rows: list[tuple[str, ...]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -144,13 +188,15 @@ def _compare(options: argparse.Namespace) -> int:
     methods = presets.parse_methods(options.methods) if options.methods is not None else None
     source = sources.load(options.source, data_dir=options.data_dir)
     task = tasks.parse_task(source, options.forget)
-    print(task.describe())
     say = _Progress(sys.stderr, options.quiet)
+    say(task.describe(), 0.0)
     cache = None if options.no_cache else Cache(root / "models")
-    with warnings.catch_warnings():
-        warnings.simplefilter("default")
-        found = compare.compare(task, methods, settings, cache=cache, say=say)
-    say.done()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            found = compare.compare(task, methods, settings, cache=cache, say=say)
+    finally:
+        say.done()
     record = found.record | {"command": _command(options)}
     found = dataclasses.replace(found, record=record)
     print(report.table(record))
@@ -167,11 +213,14 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _use_all_cores(jax: Any) -> None:
-    """One virtual device per core, so that ensembles of small networks use them all; accelerators stay as they are."""
-    if "JAX_NUM_CPU_DEVICES" not in os.environ and "xla_force_host_platform_device_count" not in os.environ.get(
-        "XLA_FLAGS", ""
-    ):
-        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+    """One virtual device per core, so that ensembles of small networks use them all.
+
+    Accelerators stay as they are, and so does a number of devices that was chosen elsewhere.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if jax.config.jax_num_cpu_devices < 1 and "xla_force_host_platform_device_count" not in flags:
+        with contextlib.suppress(RuntimeError):  # JAX has started: the devices are what they are
+            jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
 
 
 def _folder(path: Path) -> Path:
@@ -193,10 +242,13 @@ def _write_text(path: Path, text: str) -> Path:
 
 def _command(options: argparse.Namespace) -> str:
     """The options that change what is computed, as a command line."""
-    shown = ("source", "forget", "methods", "model", "optimizer", "learning_rate", "batch_size", "epochs", "seeds",
-             "oracles", "seed", "rows")  # fmt: skip
-    words = [f"--{name.replace('_', '-')} {getattr(options, name)!s}" for name in shown
-             if getattr(options, name) is not None]  # fmt: skip
+    shown = ("source", "forget", "methods", "model", "optimizer", "learning_rate", "batch_size")
+    shown += ("epochs", "seeds", "oracles", "seed", "rows")
+    words = [
+        f"--{name.replace('_', '-')} {shlex.quote(str(getattr(options, name)))}"
+        for name in shown
+        if getattr(options, name) is not None
+    ]
     return "jaxunlearn compare " + " ".join(words)
 
 

@@ -5,10 +5,10 @@
     recipes     M/2 oracles by each of two recipes that nobody would call different: the floor
     methods     every method applied to every original    judged against the oracles
 
-Everything is an ensemble: one compiled program per group, over all devices. Trained groups are kept in a
-content-addressed cache whose key holds the data, the split, the recipe, the keys and the version of the code that
-trains; methods always run, because their time is measured. `compare` returns a `results.Results`; nothing is printed or
-written here.
+Everything is an ensemble: one compiled program per group, over all devices. Trained groups are kept
+in a content-addressed cache whose key holds the data, the split, the recipe, the keys and the
+version of the code that trains; methods always run, because their time is measured. `compare`
+returns a `results.Results`; nothing is printed or written here.
 """
 
 import dataclasses
@@ -17,20 +17,43 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
-from importlib import metadata
+from importlib import import_module, metadata
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import __version__, losses, model, networks, objectives, presets, results, training
+from jaxunlearn import (
+    __version__,
+    loop,
+    losses,
+    model,
+    networks,
+    objectives,
+    presets,
+    results,
+    training,
+)
 from jaxunlearn.cache import Cache, code_version
 from jaxunlearn.data import streams
 from jaxunlearn.data.tasks import Task
+from jaxunlearn.ensemble import ensemble
 from jaxunlearn.method import Method
 from jaxunlearn.presets import Recipe, Specified
 from jaxunlearn.typing import Data, Key, Params
+
+_CODE_THAT_TRAINS = (
+    training,
+    loop,
+    import_module("jaxunlearn.ensemble"),
+    networks,
+    objectives,
+    model,
+    losses,
+    streams,
+    presets,
+)
 
 Say = Callable[[str, float], None]  # (what is happening, seconds since the start)
 
@@ -97,18 +120,24 @@ def compare(
       `results.Results`; `results.status` says whether the comparison is informative.
 
     Raises:
-      ValueError: an unknown network or a network that does not fit the inputs, a method that needs what the task has
-        not (adjacent data, say).
+      ValueError: an unknown network or a network that does not fit the inputs, a method that needs
+        what the task has not (adjacent data, say).
 
-    Cost: (seeds + 2 oracles) trainings, the methods, and outputs of all models on at most 5 x `rows` examples.
+    Cost: (seeds + 2 oracles) trainings, the methods, and outputs of all models on at most 5 x
+      `rows` examples.
     """
     start = time.perf_counter()
     recipe = settings.recipe
     kind = task.name.split(":")[0]
-    chosen = list(methods) if methods is not None else presets.parse_methods(",".join(presets.DEFAULT_METHODS))
+    chosen = (
+        list(methods)
+        if methods is not None
+        else presets.parse_methods(",".join(presets.DEFAULT_METHODS))
+    )
     source = task.source
     built = [
-        (each, presets.build(each.name, each.changes, kind, recipe, source.num_classes)) for each in chosen
+        (each, presets.build(each.name, each.changes, kind, recipe, source.num_classes))
+        for each in chosen
     ]
     network = model.from_nnx(networks.build(recipe.model, source.input_shape, source.num_classes))
     evaluator = _Evaluator(network, task, settings)
@@ -117,7 +146,9 @@ def compare(
     def progress(text: str) -> None:
         say(text, time.perf_counter() - start)
 
-    def train_group(name: str, part: str, used: Recipe, count: int, words: str) -> tuple[Params, Timing]:
+    def train_group(
+        name: str, part: str, used: Recipe, count: int, words: str
+    ) -> tuple[Params, Timing]:
         progress(f"training {count} {words}")
         keys = _keys(settings.seed, name, count)
         data = task.data("train", part, used.batch_size)
@@ -127,7 +158,9 @@ def compare(
     groups: list[results.Group] = []
 
     def add(label: str, role: str, params: Params, timing: Timing, **facts: Any) -> None:
-        groups.append(results.Group(label, role, evaluator(params), timing.compile, timing.run, facts))
+        groups.append(
+            results.Group(label, role, evaluator(params), timing.compile, timing.run, facts)
+        )
 
     originals, timing = train_group("original", "all", recipe, settings.seeds, "originals")
     add("original", "original", originals, timing)
@@ -148,7 +181,13 @@ def compare(
             warnings.simplefilter("always")
             out, timing = _unlearned(network, method, originals, request, keys)
         notes += [f"{each.label}: {w.message}" for w in _distinct(caught)]
-        add(each.label, "method", out.params, timing, **_facts(each, method, out.info, kind, recipe, task))
+        add(
+            each.label,
+            "method",
+            out.params,
+            timing,
+            **_facts(each, method, out.info, kind, recipe, task),
+        )
     progress("auditing")
     return results.assemble(
         task, settings, groups, evaluator.parts, notes, versions(), time.perf_counter() - start
@@ -161,7 +200,9 @@ def _keys(seed: int, name: str, count: int) -> Key:
     return jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.arange(count))
 
 
-def _address(task: Task, part: str, recipe: Recipe, name: str, count: int, seed: int) -> dict[str, Any]:
+def _address(
+    task: Task, part: str, recipe: Recipe, name: str, count: int, seed: int
+) -> dict[str, Any]:
     """Everything a trained ensemble depends on."""
     return {
         "data": task.source.digest,
@@ -172,7 +213,7 @@ def _address(task: Task, part: str, recipe: Recipe, name: str, count: int, seed:
         "models": count,
         "seed": seed,
         "devices": jax.device_count(),
-        "code": code_version(training, networks, objectives, model, losses, streams, presets),
+        "code": code_version(*_CODE_THAT_TRAINS),
     }
 
 
@@ -193,7 +234,7 @@ def _trained(
     def one(key: Key) -> Params:
         return training.train(network, tx, data, key=key, epochs=recipe.epochs).params
 
-    many = training.ensemble(one)
+    many = ensemble(one)
     if cache is None:
         return _timed(many, keys)
     timing = Timing(0.0, 0.0)
@@ -207,22 +248,28 @@ def _trained(
     return found.tree, timing
 
 
-def _unlearned(network: model.Model, method: Method, originals: Params, request: Any, keys: Key) -> Any:
+def _unlearned(
+    network: model.Model, method: Method, originals: Params, request: Any, keys: Key
+) -> Any:
     def one(params: Params, key: Key) -> Any:
         out = method.unlearn(network, params, request, key)
         return out._replace(model=None)
 
-    return _timed(training.ensemble(one), originals, keys)
+    return _timed(ensemble(one), originals, keys)
 
 
 def _distinct(caught: list) -> list:
     return list({str(w.message): w for w in caught}.values())
 
 
-def _facts(each: Specified, method: Method, info: Any, kind: str, recipe: Recipe, task: Task) -> dict:
+def _facts(
+    each: Specified, method: Method, info: Any, kind: str, recipe: Recipe, task: Task
+) -> dict:
     """What the report says about a method besides its numbers."""
     entry = presets.catalogue()[each.name]
-    arguments = presets.PRESETS[each.name].arguments(kind, recipe, task.source.num_classes) | each.changes
+    arguments = (
+        presets.PRESETS[each.name].arguments(kind, recipe, task.source.num_classes) | each.changes
+    )
     return {
         "method": each.name,
         "family": entry.family,
@@ -254,16 +301,16 @@ class _Evaluator:
         self.inputs = np.concatenate(inputs)
         self.bounds = np.cumsum([0, *(len(x) for x in inputs)])
         self.block = min(_ROWS_AT_ONCE, len(self.inputs))
-        self.outputs = jax.jit(jax.vmap(lambda p, x: network.outputs(p, {"x": x}), in_axes=(0, None)))
+        self.outputs = jax.jit(
+            jax.vmap(lambda p, x: network.outputs(p, {"x": x}), in_axes=(0, None))
+        )
 
     def __call__(self, params: Params) -> dict[str, np.ndarray]:
-        """{part: (M, n, C) float32}; models and rows are padded to blocks so that one program serves all."""
+        """{part: (M, n, C) float32}; models and rows are padded to blocks so that one program
+        serves all."""
         count = jax.tree.leaves(params)[0].shape[0]
-        rows = [
-            self._rows(jax.tree.map(lambda leaf: leaf[self._block(i, count)], params))
-            for i in range(0, count, _MODELS_AT_ONCE)
-        ]
-        logits = np.concatenate(rows)[:count]
+        blocks = [self._block(start, count) for start in range(0, count, _MODELS_AT_ONCE)]
+        logits = np.concatenate([self._rows(_take(params, block)) for block in blocks])[:count]
         cuts = zip(self.parts, self.bounds[:-1], self.bounds[1:], strict=True)
         return {part: logits[:, low:high] for part, low, high in cuts}
 
@@ -279,12 +326,20 @@ class _Evaluator:
         return np.concatenate(blocks, axis=1)[:, : len(self.inputs)]
 
 
+def _take(params: Params, models: np.ndarray) -> Params:
+    return jax.tree.map(lambda leaf: leaf[models], params)
+
+
 def versions() -> dict[str, str]:
     """Versions of what computed a result, for its record."""
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
     found = {name: metadata.version(name) for name in names}
     device = jax.devices()[0]
-    return {"jaxunlearn": __version__} | found | {
-        "python": platform.python_version(),
-        "machine": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
-    }
+    return (
+        {"jaxunlearn": __version__}
+        | found
+        | {
+            "python": platform.python_version(),
+            "machine": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        }
+    )

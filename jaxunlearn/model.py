@@ -180,7 +180,8 @@ def from_nnx(module: Any, *, loss: Callable[[Array, Array], Array] = losses.cros
         weights, moving = (
             (params["params"], params["batch_stats"]) if has_statistics else (params, statistics)
         )
-        return nnx.merge(graph, weights, moving, streams, constants)
+        # Copied, because training would otherwise write into the Variables that `params` hold.
+        return nnx.merge(graph, weights, moving, streams, constants, copy=True)
 
     def outputs(params: Params, batch: Batch) -> Array:
         return rebuild(graph, params)(batch["x"])

@@ -18,7 +18,7 @@ import pytest
 
 import jaxunlearn
 from jaxunlearn import cache as cache_module
-from jaxunlearn import checkpoint
+from jaxunlearn import checkpoint, manifest
 from jaxunlearn.cache import (
     Cache,
     DamagedEntryWarning,
@@ -99,7 +99,7 @@ def test_another_ingredient_is_a_miss(cache, change):
 
 def test_another_schema_is_a_miss(cache, monkeypatch):
     cache.get_or_make(KEY, tree, LIKE)
-    monkeypatch.setattr(checkpoint, "SCHEMA", checkpoint.SCHEMA + 1)
+    monkeypatch.setattr(manifest, "SCHEMA", manifest.SCHEMA + 1)
     assert not cache.get_or_make(KEY, tree, LIKE).hit
 
 

@@ -1,4 +1,5 @@
-"""Objectives: weights honoured, clips and signs right, equal when built equally, state kept apart."""
+"""Objectives: weights honoured, clips and signs right, equal when built equally, state kept
+apart."""
 
 import jax
 import jax.numpy as jnp

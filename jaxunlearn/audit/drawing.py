@@ -15,15 +15,15 @@ from typing import Any
 DPI = 100  # pixels per inch of every figure
 
 
-def folded(label: str, width: int) -> str:
-    """A label on at most two lines, broken after a space or a bracket where it can be.
+def folded(label: str, width: int, most: int = 2) -> str:
+    """A label on at most that many lines, broken after a space or a bracket where it can be.
 
     Example:
         >>> folded("neggrad_plus(alpha=0.9, epochs=3)", 24)
         'neggrad_plus(alpha=0.9,\\nepochs=3)'
     """
     spaced = label.replace("(", "( ")
-    return textwrap.fill(spaced, width, max_lines=2, placeholder=" ...").replace("( ", "(")
+    return textwrap.fill(spaced, width, max_lines=most, placeholder=" ...").replace("( ", "(")
 
 
 @contextmanager

@@ -39,8 +39,8 @@ VERDICTS: dict[str, str] = {
     ),
     Verdict.NOTHING_TO_FORGET.value: "The request holds no example.",
     "damages ... data": (
-        "Said in addition: on that part the models are farther from retraining than one recipe "
-        "floor. The number counts floors."
+        "Said in addition: on that part, which should have stayed as it was, the models are "
+        "farther from retraining than one recipe floor. The number counts floors."
     ),
 }
 

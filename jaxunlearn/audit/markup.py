@@ -11,7 +11,7 @@ CSS = """
 :root{--ink:#1a1a1a;--soft:#595959;--line:#dcdcdc;--tint:#f6f6f3}
 *{box-sizing:border-box}
 body{font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:var(--ink);
-background:#fff;max-width:1120px;margin:0 auto;padding:1.2rem 1rem 4rem}
+background:#fff;max-width:1180px;margin:0 auto;padding:1.2rem 1rem 4rem}
 h1{font-size:1.55rem;line-height:1.3;margin:.2rem 0 1rem;overflow-wrap:anywhere}
 h2{font-size:1.2rem;margin:2.6rem 0 .5rem;border-bottom:2px solid var(--ink);padding-bottom:.2rem}
 h3{font-size:1rem;margin:1.5rem 0 .3rem}
@@ -20,47 +20,44 @@ p,li,dd{max-width:80ch;overflow-wrap:anywhere} .soft,figcaption,small{color:var(
 .scroll{overflow-x:auto;margin:.6rem 0} .scroll svg{display:block;min-width:680px;width:100%;
 height:auto} .narrow svg{max-width:800px}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
-th,td{padding:.35rem .7rem;border-bottom:1px solid var(--line);text-align:right;
+th,td{padding:.35rem .5rem;border-bottom:1px solid var(--line);text-align:right;
 vertical-align:top;white-space:nowrap}
 th{font-weight:600} thead th{border-bottom:2px solid var(--soft)}
 th:first-child,.words{text-align:left}
-tbody th{white-space:normal;min-width:9rem;max-width:17rem;overflow-wrap:break-word}
+tbody th{white-space:normal;min-width:9rem;max-width:16.5rem;overflow-wrap:break-word}
 td.words{white-space:normal;min-width:9rem} td small{display:block}
-td.said{text-align:left;white-space:normal;padding-top:0} tr:has(+tr td.said) td{border-bottom:0}
-td.said p{margin:0;position:sticky;left:.7rem;display:inline-block;max-width:min(80ch,85vw)}
+td.said{text-align:left;white-space:normal;padding-top:0} tr:has(+tr td.said)>*{border-bottom:0}
+td.said p{margin:0;position:sticky;left:.5rem;display:inline-block;max-width:min(80ch,85vw)}
 td.said b{padding:0 .5rem;border-left:.5rem solid;background:var(--tint)}
 tr.reference{background:var(--tint)}
 .note{border-left:.4rem solid #E69F00;background:#fdf6e7;padding:.3rem 1rem}
 dt{font-weight:600;margin-top:.7rem} dd{margin:.1rem 0 0 1rem} figure{margin:0}
-pre{background:var(--tint);padding:.7rem;overflow-x:auto;font-size:.82rem}
+pre{background:var(--tint);padding:.7rem;white-space:pre-wrap;overflow-wrap:anywhere;font-size:.82rem}
 .reason{font-size:1.3rem;border-left:.5rem solid #D55E00;padding:.4rem 1rem;background:#fdf1ea}
 """
 
 
 def spread(summary: Mapping[str, Any] | None, scale: float = 1.0) -> str:
-    """A number above its interval."""
-    if summary is None or summary.get("value") is None:
+    """A number above its interval; multiplied by `scale` and with one digit where that is not 1."""
+    value, low, high = ((summary or {}).get(key) for key in ("value", "low", "high"))
+
+    def shown(x: float) -> str:
+        return f"{scale * x:.1f}" if scale != 1 else number(x)
+
+    if value is None:
         return UNDEFINED
-    if "quantile95" in summary:
-        return (
-            f"{number(summary['value'])}<small>95 % below {number(summary['quantile95'])}</small>"
-        )
-    between = [summary.get("low"), summary.get("high")]
-    value = f"{scale * summary['value']:.1f}" if scale != 1 else number(summary["value"])
-    if None in between:
-        return value
-    low, high = (f"{scale * v:.1f}" if scale != 1 else number(v) for v in between)
-    return f"{value}<small>{low} to {high}</small>"
+    if summary and summary.get("quantile95") is not None:
+        return f"{shown(value)}<small>95 % below {shown(summary['quantile95'])}</small>"
+    if low is None or high is None:
+        return shown(value)
+    return f"{shown(value)}<small>{shown(low)} to {shown(high)}</small>"
 
 
-def ends(text: str) -> str:
-    """ "0.9 [0.8, 1.0]" with the interval on a line of its own."""
-    value, bracket, ends = text.partition(" [")
-    return (
-        f"{escape(value)}<small>{escape(ends[:-1].replace(', ', ' to '))}</small>"
-        if bracket
-        else value
-    )
+def stacked(text: str) -> str:
+    """The text "0.9 [0.8, 1.0]" with its interval on a line of its own, escaped."""
+    value, _, between = text.partition(" [")
+    below = f"<small>{escape(between[:-1].replace(', ', ' to '))}</small>" if between else ""
+    return escape(value) + below
 
 
 def grid(
@@ -84,6 +81,7 @@ def grid(
 
 
 def framed(heads: Sequence[str], body: list[str], words: tuple[int, ...] = ()) -> str:
+    """A table around rows that are markup already."""
     head = "".join(
         f'<th scope="col"{_WORDS if i in words else ""}>{escape(text)}</th>'
         for i, text in enumerate(heads)

@@ -21,7 +21,7 @@ from typing import Any
 
 from .drawing import DPI, drawing, folded, svg
 from .labels import Point, place_labels
-from .tables import Line, in_floors, lines, not_informative, parts
+from .tables import Line, kept_in_floors, lines, not_informative, parts
 
 # verdict -> (colour, marker)
 STYLES = {
@@ -119,11 +119,13 @@ def png(record: Mapping[str, Any], path: Path | str) -> Path:
     rows = lines(record)
     with drawing(1600, 1000) as figure:
         headline = textwrap.fill(record["headline"], 112, max_lines=3, placeholder=" ...")
-        if not_informative(record) or not record["floors"]:
-            headline = textwrap.fill(record["headline"], 52)
-            figure.text(0.06, 0.66, headline, fontsize=30, va="center", weight="bold", color=_INK)
+        reason = not_informative(record)
+        if reason or not record["floors"]:
+            told = f"Not informative: {reason}." if reason else record["headline"]
+            told = textwrap.fill(told, 52, max_lines=6, placeholder=" ...")
+            figure.text(0.06, 0.86, told, fontsize=30, va="top", weight="bold", color=_INK)
             asked = textwrap.fill(record["task"]["description"], 96)
-            figure.text(0.06, 0.3, asked, fontsize=17, va="center", color="#555555")
+            figure.text(0.06, 0.3, asked, fontsize=17, va="top", color="#555555")
         else:
             figure.text(0.02, 0.965, headline, fontsize=17, va="top", weight="bold", color=_INK)
             _tradeoff(figure, [0.055, 0.11, 0.40, 0.71], record, 12)
@@ -137,15 +139,14 @@ def png(record: Mapping[str, Any], path: Path | str) -> Path:
 def _tradeoff(figure: Any, place: Sequence[float], record: Mapping[str, Any], size: float) -> None:
     """Axes with one point per row, its label beside it, and the recipe floor shaded."""
     points, missing = [], []
-    for line, row in zip(lines(record), record["rows"], strict=True):
-        ratios = in_floors(record, row)
-        kept = [v for part, v in ratios.items() if part != "forget" and v is not None]
+    for line in lines(record):
+        forget, kept = line.energy.get("forget"), kept_in_floors(line.energy)
         if line.role == "oracle":
-            points.append(Point(folded(line.label, 26), 0.0, 0.0, *style(line)))
-        elif (forget := ratios.get("forget")) is None or not kept:
+            points.append(Point(folded(line.label, 26, 3), 0.0, 0.0, *style(line)))
+        elif forget is None or kept is None:
             missing.append(line.label)
         else:
-            points.append(Point(folded(line.label, 26), max(kept), forget, *style(line)))
+            points.append(Point(folded(line.label, 26, 3), kept, forget, *style(line)))
     axes = figure.add_axes(place)
     for axis, values in (("x", [p.x for p in points]), ("y", [p.y for p in points])):
         low, high = min([-0.45, *(1.3 * v for v in values)]), max([10.0, *(3 * v for v in values)])
@@ -162,7 +163,7 @@ def _tradeoff(figure: Any, place: Sequence[float], record: Mapping[str, Any], si
     axes.axhline(1, color=_INK, lw=1, ls="--")
     axes.text(1, high, "recipe floor", ha="center", va="bottom", fontsize=0.9 * size, color=_INK)
     axes.text(right, 1, " recipe\n floor", ha="left", va="center", fontsize=0.9 * size, color=_INK)
-    axes.set_xlabel("collateral: largest energy on other data, recipe floors", fontsize=size)
+    axes.set_xlabel("collateral: largest energy on kept data, recipe floors", fontsize=size)
     axes.set_ylabel("energy on forget data, recipe floors", fontsize=size)
     axes.tick_params(labelsize=0.9 * size)
     for point in points:

@@ -25,7 +25,7 @@ from typing import Any
 
 from . import pictures
 from .glossary import METRICS, VERDICTS
-from .markup import CSS, ends, framed, grid, spread
+from .markup import CSS, framed, grid, spread, stacked
 from .pictures import png as png
 from .tables import (
     NOT_APPLICABLE,
@@ -101,21 +101,22 @@ def _found(record: Mapping[str, Any]) -> str:
     body = []
     for line in lines(record):
         cells = [str(line.models), *(spread(line.accuracy[part], 100) for part in shown)]
-        cells += [ends(line.gap_closed), ends(line.collateral), escape(line.time)]
+        cells += [stacked(line.gap_closed), stacked(line.collateral), escape(line.time)]
         shade = ' class="reference"' if line.role in ("oracle", "recipe") else ""
         numbers = "".join(f"<td>{cell}</td>" for cell in cells)
         body.append(
-            f'<tr{shade}><th scope="rowgroup" rowspan="2">{escape(line.label)}</th>{numbers}</tr>'
-            f'<tr{shade}><td class="said" colspan="{len(cells)}">{_said(line)}</td></tr>'
+            f'<tr{shade}><th scope="row">{escape(line.label)}</th>{numbers}</tr>'
+            f'<tr{shade}><td class="said" colspan="{len(heads)}">{_said(line)}</td></tr>'
         )
     return (
         f"<h2>What was found</h2>{framed(heads, body)}"
         '<p class="soft">The first columns are accuracies; below each number stands its 95 % '
         "interval over models. Gap closed, on forget data: 1 is as near to true retraining as a "
         "retraining, 0 as far as the original, below 0 farther. Collateral: the largest distance "
-        "from retraining on all other data, in recipe floors; up to 1 is what an innocent change "
-        "of the training recipe does. Time is a share of retraining (in seconds where retrain was "
-        "not among the methods). Zero accuracy on forget data is not the aim: the oracle's value "
+        "from retraining on data that should have stayed (retain, adjacent, test), in recipe "
+        "floors; up to 1 is what an innocent change of the training recipe does. Time is a share "
+        "of retraining (in seconds where retrain was not among the methods). Zero accuracy on "
+        "forget data is not the aim: the oracle's value "
         f"is. {escape(floors_sentence(record))}</p>"
     )
 
@@ -136,8 +137,8 @@ def _pictures(record: Mapping[str, Any]) -> str:
             "Trade-off",
             pictures.tradeoff(record),
             "narrow",
-            "Down is nearer to retraining on forget data, left is less damage elsewhere. Both axes "
-            "are in recipe floors: inside the shaded corner lie differences that an innocent "
+            "Down is nearer to retraining on forget data, left is less damage to other data. Both "
+            "axes are in recipe floors: inside the shaded corner lie differences that an innocent "
             "change of the training recipe makes as well. The oracle (true retraining) is at 0, 0 "
             "by definition.",
         ),
@@ -270,14 +271,19 @@ def _paper(row: Mapping[str, Any]) -> str:
 
 
 def command(record: Mapping[str, Any]) -> str:
-    """The command line that asks for this comparison again; quoted for a shell.
+    """The command line that asks for this comparison again, quoted for a shell.
 
-    Settings that are not among its options keep the values that the report lists.
+    The one that the record holds, or else one made from its task, methods and settings.
     """
+    if record.get("command"):
+        return record["command"]
     settings, task = record["settings"], record["task"]
     methods = ",".join(row["label"] for row in record["rows"] if row["role"] == "method")
     words = ["jaxunlearn", "compare", "--source", task["source"], "--forget", task["name"]]
     words += ["--methods", methods] if methods else []
-    words += ["--model", settings["recipe"]["model"]]
-    words += ["--seeds", str(settings["seeds"]), "--oracles", str(settings["oracles"])]
+    recipe = ("model", "optimizer", "learning_rate", "batch_size", "epochs")
+    options = {name: settings["recipe"][name] for name in recipe}
+    options |= {name: settings[name] for name in ("seeds", "oracles", "seed", "rows")}
+    for name, value in options.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join(words)

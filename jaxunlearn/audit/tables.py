@@ -20,6 +20,8 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from .groups import KEPT
+
 UNDEFINED = "undefined"
 NOT_APPLICABLE = "-"
 PART_ORDER = ("forget", "adjacent", "retain", "test", "forget_test", "adjacent_test")
@@ -120,6 +122,16 @@ def in_floors(record: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, fl
     }
 
 
+def kept_in_floors(energy: Mapping[str, float | None]) -> float | None:
+    """The largest of these energies on data that should have stayed: the value of the collateral.
+
+    Example:
+        >>> kept_in_floors({"forget": 40.0, "retain": 0.5, "test": 1.5, "forget_test": 60.0})
+        1.5
+    """
+    return max((e for part in KEPT if (e := energy.get(part)) is not None), default=None)
+
+
 def _line(record: Mapping[str, Any], row: Mapping[str, Any]) -> Line:
     verdict, role = row.get("verdict") or {}, row["role"]
     accuracy = row["scores"].get("accuracy", {})
@@ -153,7 +165,7 @@ def _time(row: Mapping[str, Any]) -> str:
 def floors_sentence(record: Mapping[str, Any]) -> str:
     """The recipe floor of every part in words; it is the unit of the collateral."""
     listed = [
-        f"{part} {number(record['floors'][part]['value'])}"
+        f"{part.replace('_', ' ')} {number(record['floors'][part]['value'])}"
         for part in parts(record)
         if part in record["floors"]
     ]
@@ -171,7 +183,7 @@ def table(record: Mapping[str, Any], width: int = 116) -> str:
     Args:
         record: the record of a comparison.
         width: columns to fill, at least 80. Where the table does not fit, long labels go on a line
-            of their own, and then the spread of the accuracies is left out.
+            of their own, and then the intervals are left out.
 
     Returns:
         Several lines without a final newline: what was asked, the finding, the table (original,
@@ -193,8 +205,8 @@ def table(record: Mapping[str, Any], width: int = 116) -> str:
     legend = (
         f"{sized}. Accuracy in % with half its 95 % interval over models. Gap closed on forget "
         "data: 1 = as near to true retraining as a retraining, 0 = as far as the original. "
-        "Collateral: largest distance from retraining on all other data, in recipe floors (up to "
-        "1 is what an innocent change of the recipe does). Time: share of retraining."
+        "Collateral: largest distance from retraining on data that should have stayed, in recipe "
+        "floors (up to 1 is what an innocent change of the recipe does). Time: share of retraining."
     )
     body = _fitting(rows, measured, width)
     verdicts = [
@@ -224,8 +236,7 @@ def _body(
     cells = [
         [
             *(percent(row.accuracy[part], spread) for part in measured),
-            row.gap_closed,
-            row.collateral,
+            *(t if spread else t.partition(" [")[0] for t in (row.gap_closed, row.collateral)),
             row.time,
         ]
         for row in rows

@@ -1,5 +1,21 @@
-"""Data: streams of batches, tasks that say what to forget, and named sources."""
+"""Data: streams of batches, named sources, tasks that say what to forget.
 
+task = class_task(load("digits"), 3);  method.unlearn(model, params, task.request(), key)
+"""
+
+from .archives import cifar10 as cifar10
+from .archives import cifar100 as cifar100
+from .archives import mnist as mnist
+from .duplicates import NearDuplicates as NearDuplicates
+from .selections import class_task as class_task
+from .selections import group_task as group_task
+from .selections import index_task as index_task
+from .selections import random_task as random_task
+from .selections import subclass_task as subclass_task
+from .sources import Source as Source
+from .sources import digits as digits
+from .sources import load as load
+from .specs import parse_task as parse_task
 from .streams import InMemory as InMemory
 from .streams import Stream as Stream
 from .streams import as_data as as_data
@@ -7,3 +23,5 @@ from .streams import concatenate as concatenate
 from .streams import from_batches as from_batches
 from .streams import from_grain as from_grain
 from .streams import in_memory as in_memory
+from .tasks import Task as Task
+from .tfds import tfds_source as tfds_source

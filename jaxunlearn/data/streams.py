@@ -202,9 +202,9 @@ def _pad(batch: Batch, rows: int, batch_size: int) -> Batch:
     real = np.flatnonzero(weight) if weight.any() else np.arange(rows)
     source = np.where(weight > 0, np.arange(batch_size), np.resize(real, batch_size))
     padded = {
-        name: jnp.asarray(column[source])
-        if rows
-        else jnp.zeros((batch_size, *column.shape[1:]), column.dtype)
+        name: jnp.asarray(
+            column[source] if rows else np.zeros((batch_size, *column.shape[1:]), column.dtype)
+        )
         for name, column in batch.items()
     }
     return padded | {"weight": jnp.asarray(weight)}

@@ -33,7 +33,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn.data.sources import SPLITS, Source, did_you_mean, image_source
+from jaxunlearn.data.images import image_source
+from jaxunlearn.data.sources import SPLITS, Source, did_you_mean
 
 
 def tfds_source(

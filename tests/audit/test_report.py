@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn.audit import pictures, report, tables
+from jaxunlearn.audit.drawing import folded
 from jaxunlearn.audit.glossary import METRICS, VERDICTS
 from jaxunlearn.audit.labels import Point, place_labels
 from jaxunlearn.audit.verdict import Verdict
@@ -28,7 +29,7 @@ PARTS = {
     "test": "test examples of other kinds",
     "forget_test": "test examples of the forgotten kind",
 }
-FLOORS = {"forget": 0.005, "retain": 0.006, "adjacent": 0.004, "test": 0.003}
+FLOORS = {"forget": 0.005, "retain": 0.006, "adjacent": 0.004, "test": 0.003, "forget_test": 0.01}
 KINDS = (
     "indistinguishable from retraining",
     "under-forgotten",
@@ -82,8 +83,9 @@ def attacks(rng, centre):
 
 
 def judgement(rng, kind, forget, kept):
-    """A verdict with energies in recipe floors: `forget` and at most `kept` elsewhere."""
+    """A verdict with energies in recipe floors: `forget` and at most `kept` on data that stays."""
     ratios = {"forget": forget, "retain": kept, "adjacent": 0.6 * kept, "test": 0.8 * kept}
+    ratios["forget_test"] = 1.1 * forget  # forgetting, not damage: never collateral
     return {
         "verdict": kind,
         "words": f"{kind}: about {forget:.2g} floors from retraining on forget data (p = 0.001)",
@@ -154,10 +156,12 @@ def plausible(methods=6, undefined=0, seed=0):
             "near_duplicates": {"train": 0, "test": 1, "radius": 0.05},
         },
         "settings": {
-            "recipe": {"model": "mlp", "optimizer": "adam", "learning_rate": 2e-3, "epochs": 30},
+            "recipe": {"model": "mlp", "optimizer": "adam", "learning_rate": 2e-3}
+            | {"batch_size": 64, "epochs": 30},
             "seeds": 16,
             "oracles": 32,
             "seed": 0,
+            "rows": 10000,
         },
         "versions": {"jaxunlearn": "0.1.0", "jax": "0.10.2", "machine": "1 x cpu (cpu)"},
         "metrics": {"verdict": "1", "energy": "1"},
@@ -363,8 +367,14 @@ def test_the_command_is_quoted_for_a_shell():
     quoted = "'retrain,finetune,gradient_ascent,neggrad_plus(alpha=0.9, epochs=3)'"
     assert made == (
         f"jaxunlearn compare --source digits --forget class:3 --methods {quoted} "
-        "--model mlp --seeds 16 --oracles 32"
+        "--model mlp --optimizer adam --learning-rate 0.002 --batch-size 64 --epochs 30 "
+        "--seeds 16 --oracles 32 --seed 0 --rows 10000"
     )
+
+
+def test_a_command_that_the_record_holds_is_shown_as_it_is():
+    record = plausible(2) | {"command": "jaxunlearn compare --forget class:3 --quiet"}
+    assert "command: jaxunlearn compare --forget class:3 --quiet" in Page(report.html(record)).text
 
 
 def test_equal_records_give_equal_pages_and_the_record_is_left_alone(record, page):
@@ -439,7 +449,7 @@ def test_the_table_fits_its_width_and_names_everything(record, width):
         if each["role"] in ("original", "method"):
             assert f"{each['label']}: {each['verdict']['words']}" in joined
     for part, value in FLOORS.items():
-        assert f"{part} {tables.number(value)}" in joined
+        assert f"{part.replace('_', ' ')} {tables.number(value)}" in joined
 
 
 def test_the_table_shows_the_numbers_of_the_record(record):
@@ -513,7 +523,9 @@ def test_labels_do_not_overlap_each_other_or_leave_the_axes(crowd):
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0.1, 0.1, 0.85, 0.85))
     axes.set(xlim=(-0.05, 1), ylim=(-0.05, 1))
-    points = [Point(label, x, y, "k", "o") for label, (x, y) in zip(names, at, strict=True)]
+    points = [
+        Point(folded(name, 26, 3), x, y, "k", "o") for name, (x, y) in zip(names, at, strict=True)
+    ]
     texts = place_labels(axes, points, size=9, colour="k")
     boxes = [text.get_window_extent() for text in texts]
     assert not [1 for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
@@ -536,3 +548,10 @@ def test_what_has_no_energy_is_named_instead_of_drawn(record):
 def test_energies_are_counted_in_floors(record):
     found = tables.in_floors(record, record["rows"][0])
     assert found["forget"] == pytest.approx(336) and found["retain"] == pytest.approx(164)
+
+
+def test_the_trade_off_draws_the_collateral_of_the_verdict(record):
+    for line, each in zip(tables.lines(record), record["rows"], strict=True):
+        collateral = (each["verdict"] or {}).get("collateral")
+        if collateral:
+            assert tables.kept_in_floors(line.energy) == pytest.approx(collateral["value"])

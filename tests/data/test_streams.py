@@ -77,7 +77,9 @@ def test_a_list_of_batches_and_arrays_in_memory_count_the_same_rows():
     streamed, stored = from_batches(list(Countdown())), in_memory(table(), 2)
     assert (streamed.num_examples, streamed.num_batches, streamed.batch_size) == (5, 3, 2)
     for name in table():
-        np.testing.assert_array_equal(rows_that_count(streamed, name), rows_that_count(stored, name))
+        np.testing.assert_array_equal(
+            rows_that_count(streamed, name), rows_that_count(stored, name)
+        )
 
 
 def test_padding_is_made_of_rows_that_count():
@@ -147,7 +149,7 @@ def test_take_gives_the_rows_asked_for_in_the_order_asked_for():
     [
         ([5], IndexError, "index 5 is outside the 5 rows"),
         ([0, -6], IndexError, "index -6 is outside the 5 rows"),
-        ([True, False], IndexError, r"a mask needs shape \(5,\), got \(2,\)"),
+        ([True, False], IndexError, r"a mask needs shape \(5,\), .* got \(2,\)"),
         ([0.5], TypeError, r"expected integers \(k,\) or a boolean mask \(5,\), got float64"),
         ([[0]], TypeError, r"got int64 of shape \(1, 1\)"),
     ],
@@ -258,7 +260,11 @@ def test_parts_that_do_not_fit_are_refused_by_name():
             ValueError,
             r"in_memory\['weight'\] must be >= 0 .* but row 1 has -0.5",
         ),
-        ({"x": np.ones(2), "weight": np.array([1.0, np.nan])}, ValueError, r"\['weight'\] holds NaN"),
+        (
+            {"x": np.ones(2), "weight": np.array([1.0, np.nan])},
+            ValueError,
+            r"\['weight'\] holds NaN",
+        ),
         (
             {"x": np.ones(2), "weight": np.ones((2, 1))},
             ValueError,

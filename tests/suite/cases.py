@@ -1,8 +1,8 @@
 """Every method, and the small problems on which every method is tried.
 
-A case is a model, trained-looking params and a request: 24 rows in four dimensions, three classes, eight
-of them to be forgotten (class 0). The registry lives here and not in the library: a new builder must be
-added by hand, and a test fails until it is.
+A case is a model, trained-looking params and a request: 24 rows in four dimensions, three classes,
+eight of them to be forgotten (class 0). The registry lives here and not in the library: a new
+builder must be added by hand, and a test fails until it is.
 """
 
 import dataclasses

@@ -7,11 +7,9 @@ bookkeeping are `jaxunlearn.training.fit`.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 
 import optax
 
-from jaxunlearn.data.streams import is_traced
 from jaxunlearn.method import EMPIRICAL, Method, Request, Unlearned, method
 from jaxunlearn.model import Model
 from jaxunlearn.objectives import Objective
@@ -74,9 +72,6 @@ def descent(
         )
     if (length := steps if epochs is None else epochs) < 0:  # type: ignore[operator]
         raise ValueError(f"{name}: the length of a run must be >= 0, got {length}.")
-    remembered = lru_cache(maxsize=1)(
-        objective
-    )  # streams: one Objective, hence one trace, per Model
 
     def unlearn(
         model: Model,
@@ -87,7 +82,7 @@ def descent(
     ) -> Unlearned:
         fields = {field: getattr(request, field) for field in on}
         out = fit(
-            (objective if is_traced(params) else remembered)(model),
+            objective(model),
             tx,
             params,
             fields if streams is None else streams(request),

@@ -1,0 +1,94 @@
+"""Forgetting tasks from text, `KIND:VALUE[:option=value...]`, as the command line takes them.
+
+Text is data; nothing of it is evaluated. `parse_task(source, task.name)` gives a task back.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxunlearn.data.selections import (
+    class_task,
+    group_task,
+    index_task,
+    random_task,
+    subclass_task,
+)
+from jaxunlearn.data.sources import Source, did_you_mean
+from jaxunlearn.data.tasks import Task
+
+_FORMS = {
+    "class": "class:3 or class:3,5",
+    "subclass": "subclass:3 or subclass:3:column=fine",
+    "random": "random:0.05 or random:0.05:seed=1",
+    "group": "group:column=value",
+    "ids": "ids:1,2,3",
+}
+_OPTIONS = {"subclass": ("column",), "random": ("seed",)}
+
+
+def parse_task(source: Source, spec: str) -> Task:
+    """A task from text: `KIND:VALUE[:option=value...]`. Text is data; nothing of it is evaluated.
+
+    | text                             | task                                                  |
+    |----------------------------------|-------------------------------------------------------|
+    | `class:3`, `class:3,cat`         | `class_task`, by number or name                       |
+    | `subclass:3`, `subclass:3:column=fine` | `subclass_task`                                 |
+    | `random:0.05`, `random:0.05:seed=1`    | `random_task`; the seed is 0 unless given       |
+    | `group:user=7`, `group:user=7,9` | `group_task`                                          |
+    | `ids:4,7`                        | `index_task`                                          |
+
+    Each takes `:duplicates=forget` or `:duplicates=keep` too.
+
+    Raises:
+      ValueError: unknown kind or option (names the nearest), a value out of range or of the wrong
+        form.
+
+    Example:
+      >>> from jaxunlearn.data.sources import digits
+      >>> parse_task(digits(), "random:0.05").name
+      'random:0.05:seed=0'
+    """
+    kind, *fields = spec.split(":")
+    if kind not in _FORMS:
+        raise ValueError(f"task '{spec}': no kind '{kind}'. {did_you_mean(kind, _FORMS)}")
+    if not fields or not fields[0]:
+        raise ValueError(f"task '{spec}': expected {_FORMS[kind]}.")
+    options: dict[str, Any] = {}
+    allowed = (*_OPTIONS.get(kind, ()), "duplicates")
+    for field in fields[1:]:
+        option, equals, value = field.partition("=")
+        if not equals or option not in allowed:
+            raise ValueError(
+                f"task '{spec}': no option '{option}'. {did_you_mean(option, allowed)}"
+            )
+        options[option] = value
+    body = fields[0]
+    values = body.split(",")
+    if kind == "class":
+        return class_task(source, values, **options)
+    if kind == "subclass":
+        return subclass_task(source, values, **options)
+    if kind == "random":
+        seed = _read(spec, options.pop("seed", "0"), int)
+        return random_task(source, _read(spec, body, float), seed=seed, **options)
+    if kind == "ids":
+        return index_task(source, [_read(spec, value, int) for value in values], **options)
+    column, equals, value = body.partition("=")
+    if not equals:
+        raise ValueError(f"task '{spec}': expected {_FORMS[kind]}.")
+    if column not in source.label_names:
+        return group_task(
+            source, column, [_read(spec, v, int) for v in value.split(",")], **options
+        )
+    return group_task(source, column, value.split(","), **options)
+
+
+def _read(spec: str, text: str, kind: Callable[[str], Any]) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        noun = {int: "an integer", float: "a number"}[kind]
+        raise ValueError(
+            f"task '{spec}': expected {noun}, got '{text}'; the form is "
+            f"{_FORMS[spec.split(':')[0]]}."
+        ) from None
