@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from experiments import machine
 from jaxunlearn import compare, presets, results
-from jaxunlearn.data import sources, tasks
+from jaxunlearn.data import load, parse_task
 
 RESULTS = Path(__file__).parent / "results"
 _BULK = ("per_model", "info", "curves")
@@ -96,8 +96,8 @@ def run(comparison: Comparison, methods: str | None, data_dir: Path | None) -> r
     Raises:
       FileNotFoundError: the data of the source are not on this machine.
     """
-    source = sources.load(comparison.source, data_dir=data_dir)
-    task = tasks.parse_task(source, comparison.forget)
+    source = load(comparison.source, data_dir=data_dir)
+    task = parse_task(source, comparison.forget)
     chosen = presets.parse_methods(methods) if methods else None
     found = compare.compare(task, chosen, comparison.settings, say=_say)
     facts = {

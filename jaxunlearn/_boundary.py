@@ -111,7 +111,9 @@ def check_values(
     if not is_traced(params):
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
             floating = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-            if floating and not bool(jnp.isfinite(leaf).all()):
+            with jax.ensure_compile_time_eval():  # concrete params may be closed over by a trace
+                finite = not floating or bool(jnp.isfinite(leaf).all())
+            if not finite:
                 raise ValueError(
                     f"{name}: params{jax.tree_util.keystr(path)} holds NaN or Inf. "
                     "Was this model trained to divergence?"

@@ -179,15 +179,15 @@ def _compare(options: argparse.Namespace) -> int:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     from jaxunlearn import compare, presets, results
     from jaxunlearn.audit import report
-    from jaxunlearn.data import sources, tasks
+    from jaxunlearn import data
 
     recipe = presets.Recipe(
         options.model, options.optimizer, options.learning_rate, options.batch_size, options.epochs
     )
     settings = compare.Settings(recipe, options.seeds, options.oracles, options.seed, options.rows)
     methods = presets.parse_methods(options.methods) if options.methods is not None else None
-    source = sources.load(options.source, data_dir=options.data_dir)
-    task = tasks.parse_task(source, options.forget)
+    source = data.load(options.source, data_dir=options.data_dir)
+    task = data.parse_task(source, options.forget)
     say = _Progress(sys.stderr, options.quiet)
     say(task.describe(), 0.0)
     cache = None if options.no_cache else Cache(root / "models")

@@ -180,7 +180,7 @@ def compare(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             out, timing = _unlearned(network, method, originals, request, keys)
-        notes += [f"{each.label}: {w.message}" for w in _distinct(caught)]
+        notes += [str(w.message) for w in _distinct(caught)]
         add(
             each.label,
             "method",

@@ -156,13 +156,8 @@ def _row(group: Group, metrics: Metrics, judged: Judge | None, retrain: float | 
 def _status(rows: list[dict], judged: Judge | None) -> str:
     if judged is None:
         return "nothing to forget"
-    verdicts = [row["verdict"] for row in rows if row["role"] == "original"]
-    found = verdicts[0]
-    return (
-        f"not informative: {found['words']}"
-        if found["verdict"] == "not informative"
-        else "informative"
-    )
+    found = next(row["verdict"] for row in rows if row["role"] == "original")
+    return found["words"] if found["verdict"] == "not informative" else "informative"
 
 
 _GOOD = ("indistinguishable from retraining", "within recipe noise")

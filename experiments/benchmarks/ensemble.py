@@ -40,16 +40,16 @@ import optax
 from experiments import machine
 from experiments.benchmarks.floor import matmul_rate, training_flops
 from experiments.benchmarks.plain_torch import plain_torch
+from experiments.benchmarks.speed_up import ratios, same_job
 from jaxunlearn import compare, ensemble, from_nnx, networks, train
-from jaxunlearn.data.sources import digits
-from jaxunlearn.data.tasks import class_task
+from jaxunlearn.data import class_task, digits
 
 SCHEMA = 1
 KIND = "jaxunlearn ensemble benchmark"
 LAYERS = (64, 128, 64, 10)
 LEARNING_RATE = 2e-3
 BATCH_SIZE = 64
-HOW = ("shard", "shard:4", "shard:1", "vmap", "map")
+HOW = ("shard", "shard:4", "vmap", "map")  # the first is the headline
 NO_TORCH = "PyTorch is not installed: ours is timed alone, without a ratio. `pip install torch`."
 
 Run = Callable[[int], tuple[float, np.ndarray]]  # seed -> (seconds, held-out accuracies)
@@ -135,42 +135,6 @@ def _measure(entries: list[dict], runs: list[Run], options: argparse.Namespace) 
             "accuracy": float(accuracies.mean()),
             "standard_error": float(accuracies.std(ddof=1) / math.sqrt(len(accuracies))),
         }
-
-
-def ratios(programs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """{program of ours: {"plain torch": {against, run, with_compile}, "tuned torch": ...}}.
-
-    Against the fastest of each kind; empty without PyTorch.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for kind in ("plain torch", "tuned torch"):
-        rivals = [p for p in programs if p["of"] == kind]
-        if not rivals:
-            continue
-        best = min(rivals, key=lambda p: p["seconds"])
-        for p in programs:
-            if p["of"] == "ours":
-                found.setdefault(p["program"], {})[kind] = {
-                    "against": best["program"],
-                    "run": best["seconds"] / p["seconds"],
-                    "with_compile": best["seconds"] / (p["compile"] + p["seconds"]),
-                }
-    return found
-
-
-def same_job(programs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """How far ours and PyTorch's held-out accuracies differ; None without PyTorch."""
-    first = programs[0]
-    rivals = [p for p in programs if p["of"] == "plain torch"]
-    if not rivals:
-        return None
-    difference = first["accuracy"] - rivals[0]["accuracy"]
-    error = math.hypot(first["standard_error"], rivals[0]["standard_error"])
-    return {
-        "difference": difference,
-        "standard_error": error,
-        "same": abs(difference) <= 3 * error,
-    }
 
 
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def test_class_means_equal_the_means_of_each_class():
         member = c["y"] == label
         _, mean = brute_force(curved, PARAMS, {k: v[member] for k, v in c.items()})
         chex.assert_trees_all_close(
-            jax.tree.map(lambda m: m[label], means),
+            jax.tree.map(lambda m: m[label], means),  # noqa: B023
             mean,
             rtol=1e-5,
             atol=1e-6,  # noqa: B023
@@ -169,7 +169,7 @@ def test_the_expected_square_of_a_batch_mean_follows_from_the_two_moments():
     """All 15 batches of 2 from 6, against g^2 + (F - g^2)/B (n - B)/(n - 1)."""
     c = columns(6)
     grads = per_example_gradients(curved, PARAMS, {k: jnp.asarray(v) for k, v in c.items()})["w"]
-    pairs = [np.mean(grads[list(p)], axis=0) ** 2 for p in itertools.combinations(range(6), 2)]
+    pairs = [np.mean(grads[np.array(p)], axis=0) ** 2 for p in itertools.combinations(range(6), 2)]
     assert len(pairs) == 15
     got = second_moment(curved, PARAMS, in_memory(c))
     f, g = got.square["w"], got.mean["w"]

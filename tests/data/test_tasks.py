@@ -1,17 +1,12 @@
-"""Forgetting tasks: parts, identity, what bad requests get."""
+"""Forgetting tasks: parts, identity, copies, the data that methods and oracles get."""
 
 import dataclasses
-import os
-import time
 
 import jax
 import numpy as np
 import pytest
-from scipy.spatial.distance import cdist
 
-from jaxunlearn.data.sources import SPLITS, Source, digits, mnist
-from jaxunlearn.data.tasks import (
-    Task,
+from jaxunlearn.data import (
     class_task,
     group_task,
     index_task,
@@ -19,44 +14,8 @@ from jaxunlearn.data.tasks import (
     random_task,
     subclass_task,
 )
-
-
-def small(rows=60, copies=()):
-    """Fine classes 0..5 nested in labels 0..2, a group column, ids that are not row numbers.
-
-    `copies`: pairs (from, to) of training rows; x and every label of `to` become those of `from`.
-    """
-    rng = np.random.default_rng(0)
-    splits = []
-    for split, count in enumerate((rows, 18, 24)):
-        fine = (rng.permutation(count) % 6).astype(np.int32)
-        splits.append(
-            {
-                "x": rng.random((count, 3)).astype(np.float32),
-                "y": fine // 2,
-                "fine": fine,
-                "user": (np.arange(count) % 7).astype(np.int32),
-                "id": (1000 * (split + 1) + rng.permutation(count)).astype(np.int32),
-            }
-        )
-    for source, target in copies:
-        for column in ("x", "y", "fine"):
-            splits[0][column][target] = splits[0][column][source]
-    names = {"y": ("low", "mid", "high"), "fine": tuple("abcdef")}
-    return Source("small", *splits, label_names=names)
-
-
-SOURCE = small()
-TASKS = {
-    "class:1": lambda: class_task(SOURCE, 1),
-    "class:0,2": lambda: class_task(SOURCE, (2, 0)),
-    "subclass:3": lambda: subclass_task(SOURCE, 3),
-    "subclass:0,5": lambda: subclass_task(SOURCE, ["f", "a"]),
-    "group:user=4": lambda: group_task(SOURCE, "user", 4),
-    "random:0.2:seed=1": lambda: random_task(SOURCE, 0.2, seed=1),
-    "ids:1003,1007": lambda: index_task(SOURCE, [1007, 1003]),
-}
-
+from jaxunlearn.data.sources import SPLITS
+from tests.data.cases import SOURCE, TASKS, small
 
 # --- parts --------------------------------------------------------------------------------------
 
@@ -69,15 +28,6 @@ def test_forget_and_retain_share_out_every_row_of_every_split(name):
         whole = getattr(SOURCE, split)["id"]
         np.testing.assert_array_equal(np.sort(np.concatenate(ids)), np.sort(whole))
         assert len(np.unique(np.concatenate(ids))) == len(whole)
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_a_name_gives_its_task_back(name):
-    task = TASKS[name]()
-    again = parse_task(SOURCE, task.name)
-    assert task.name == again.name == name
-    assert task.digest == again.digest
-    assert task.describe() == again.describe()
 
 
 @pytest.mark.parametrize(
@@ -118,100 +68,6 @@ def test_a_kind_that_cannot_be_told_has_no_held_out_forget_part(name):
     assert set(task.test_parts) == set(task.validation_parts) == {"retain"}
     with pytest.raises(ValueError, match="has no part 'forget' in test.*Known: retain, all"):
         task.columns("test", "forget")
-
-
-# --- random ---------------------------------------------------------------------------------------
-
-
-def test_a_random_task_takes_its_share_follows_its_seed_and_nests():
-    draws = {
-        (f, s): set(random_task(SOURCE, f, seed=s).train_parts["forget"].tolist())
-        for f in (0.1, 0.3)
-        for s in range(3)
-    }
-    for (fraction, seed), rows in draws.items():
-        assert len(rows) == round(60 * fraction)
-        again = random_task(SOURCE, fraction, seed=seed)
-        assert rows == set(again.train_parts["forget"].tolist())
-    assert len({frozenset(rows) for rows in draws.values()}) == 6
-    for seed in range(3):
-        assert draws[0.1, seed] < draws[0.3, seed]
-
-
-def test_random_rows_are_drawn_uniformly():
-    counts = np.zeros(60)
-    for seed in range(300):
-        counts[random_task(SOURCE, 0.25, seed=seed, duplicates="keep").train_parts["forget"]] += 1
-    # Binomial(300, 1/4): mean 75, deviation 7.5; five deviations either way.
-    assert counts.sum() == 300 * 15
-    assert 37 < counts.min() and counts.max() < 113
-
-
-@pytest.mark.parametrize("fraction", [1.5, -0.1, 1.0, float("nan"), True])
-def test_a_fraction_out_of_range_says_the_range(fraction):
-    with pytest.raises(ValueError, match=r"a fraction of the training rows in \[0, 1\), got"):
-        random_task(SOURCE, fraction, seed=0)
-
-
-@pytest.mark.parametrize("seed", [-1, 0.5, True, None])
-def test_a_seed_must_be_a_whole_number(seed):
-    with pytest.raises(ValueError, match="expected an integer seed >= 0, got"):
-        random_task(SOURCE, 0.1, seed=seed)
-
-
-# --- ids ------------------------------------------------------------------------------------------
-
-
-def test_order_and_repeats_of_ids_change_nothing_but_the_notes():
-    plain = index_task(SOURCE, [1003, 1007, 1020])
-    for ids in ([1020, 1003, 1007], [1007] * 3 + [1020, 1003], {1003, 1007, 1020}):
-        task = index_task(SOURCE, ids)
-        assert task.digest == plain.digest
-        assert task.name == plain.name
-    assert plain.notes == ()
-    task = index_task(SOURCE, [1003, 1003, 1003, 1007, 1020])
-    assert task.notes == ("2 repeated ids dropped",)
-    assert task.describe().endswith("Note: 2 repeated ids dropped.")
-
-
-def test_a_boolean_mask_names_the_rows_it_selects():
-    mask = np.zeros(60, bool)
-    mask[[5, 9]] = True
-    by_mask = index_task(SOURCE, mask)
-    assert by_mask.train_parts["forget"].tolist() == [5, 9]
-    assert by_mask.digest == index_task(SOURCE, SOURCE.train["id"][[9, 5]]).digest
-
-
-def test_ids_are_ids_and_not_positions():
-    task = index_task(SOURCE, int(SOURCE.train["id"][17]))
-    assert task.train_parts["forget"].tolist() == [17]
-
-
-@pytest.mark.parametrize(
-    ("ids", "error", "message"),
-    [
-        ([1003, 5], ValueError, r"ids \[5\] are not training examples.*lie in \[1000, 1059\]"),
-        ([1003, 3001], ValueError, r"ids \[3001\].*some of those named are in test"),
-        ([2001], ValueError, "in validation. Only what was trained on can be forgotten"),
-        ([-1, 1003], ValueError, r"ids \[-1\] are negative"),
-        ([1003.0], TypeError, r"expected integers \(k,\), got float64 \(1,\)"),
-        (["1003"], TypeError, "expected integers"),
-        ([[1003]], TypeError, r"got int64 \(1, 1\)"),
-        (np.ones(59, bool), ValueError, r"one entry a training row, shape \(60,\), got \(59,\)"),
-        (np.arange(3000, 3010), ValueError, r"ids \[3000, 3001, 3002, 3003, 3004\]\.\.\."),
-    ],
-)
-def test_bad_ids_are_named(ids, error, message):
-    with pytest.raises(error, match=message):
-        index_task(SOURCE, ids)
-
-
-def test_many_ids_get_a_short_name():
-    ids = SOURCE.train["id"][:30]
-    name = index_task(SOURCE, ids).name
-    assert name.startswith("ids:30-") and len(name) < 20
-    assert name == index_task(SOURCE, ids[::-1]).name
-    assert name != index_task(SOURCE, SOURCE.train["id"][1:31]).name
 
 
 # --- nothing and everything -----------------------------------------------------------------------
@@ -347,146 +203,3 @@ def test_a_retained_copy_of_a_forgotten_row_is_refused_forgotten_or_kept():
     index_task(source, ids[5])  # copies elsewhere do not matter
     with pytest.raises(ValueError, match="duplicates='kep' is unknown. Did you mean 'keep'"):
         index_task(source, ids[5], duplicates="kep")
-
-
-@pytest.mark.parametrize("dimensions", [(4, 3), (40,)])
-def test_near_duplicates_are_those_that_all_pairs_of_distances_find(dimensions):
-    rng = np.random.default_rng(5)
-    centres = rng.random((40, *dimensions))
-    radius = 0.05 * 0.3
-    splits, start = [], 0
-    for rows in (400, 0, 300):
-        spread = rng.choice([0, 0.5, 1.0, 1.5, 3.0], (rows, *[1] * len(dimensions))) * radius
-        x = centres[rng.integers(0, 40, rows)] + spread * rng.standard_normal((rows, *dimensions))
-        splits.append(
-            {
-                "x": x.astype(np.float32),
-                "y": rng.integers(0, 2, rows).astype(np.int32),
-                "id": np.arange(start, start + rows, dtype=np.int32),
-            }
-        )
-        start += rows
-    source = Source("near", *splits, label_names={"y": ("a", "b")})
-    task = random_task(source, 0.1, seed=0, duplicates="keep")
-    found = task.near_duplicates()
-    forget = task.columns("train", "forget")["x"].reshape(40, -1).astype(np.float64)
-    for x, equal, near in (
-        (task.columns("train", "retain")["x"], found.retain_equal, found.retain_near),
-        (source.test["x"], found.test_equal, found.test_near),
-    ):
-        distance = cdist(x.reshape(len(x), -1).astype(np.float64), forget).min(axis=1)
-        assert equal == (distance == 0).sum() > 0
-        rms = distance / np.sqrt(forget.shape[1])
-        assert near == ((distance > 0) & (rms <= found.radius)).sum() > 0
-    assert found.radius == pytest.approx(0.05 * source.train["x"].std())
-    strict = task.near_duplicates(tolerance=0)
-    assert (strict.retain_near, strict.test_near) == (0, 0)
-    assert (strict.retain_equal, strict.test_equal) == (found.retain_equal, found.test_equal)
-
-
-@pytest.mark.slow
-def test_searching_copies_among_sixty_thousand_images_takes_seconds():
-    rng = np.random.default_rng(0)
-    prototypes = rng.random((200, 28, 28), np.float32)
-    x = prototypes[rng.integers(0, 200, 60_000)]
-    x += 0.3 * rng.random(x.shape, np.float32)
-    columns = {
-        "x": x,
-        "y": rng.integers(0, 10, 60_000).astype(np.int32),
-        "id": np.arange(60_000, dtype=np.int32),
-    }
-    none = {name: column[:0] for name, column in columns.items()}
-    source = Source("large", columns, none, none, label_names={"y": tuple("0123456789")})
-    start = time.monotonic()
-    task = random_task(source, 0.1, seed=0)
-    found = task.near_duplicates()
-    assert found.retain_equal == 0
-    assert time.monotonic() - start < 60  # all pairs would take many minutes
-
-
-# --- unknown columns and values -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("build", "error", "message"),
-    [
-        (lambda: class_task(SOURCE, 42), ValueError, "no class 42: they are numbered 0 to 2"),
-        (lambda: class_task(SOURCE, -1), ValueError, "no class -1"),
-        (
-            lambda: class_task(SOURCE, "hihg"),
-            ValueError,
-            "class called 'hihg'. Did you mean 'high'",
-        ),
-        (lambda: class_task(SOURCE, 1.0), TypeError, "expected a number or a name, got 1.0"),
-        (lambda: class_task(SOURCE, True), TypeError, "expected a number or a name, got True"),
-        (lambda: subclass_task(SOURCE, 6), ValueError, "no 'fine' 6: they are numbered 0 to 5"),
-        (lambda: subclass_task(digits(), 3), ValueError, "no label column 'fine'. Known: y"),
-        (lambda: group_task(SOURCE, "usr", 1), ValueError, "'usr'. Did you mean 'user'"),
-        (lambda: group_task(SOURCE, "x", 1), ValueError, "no integer column 'x'"),
-        (
-            lambda: group_task(SOURCE, "user", 7),
-            ValueError,
-            r"no \[7\] in train; its 7 values .*0, 6",
-        ),
-        (lambda: group_task(SOURCE, "user", 1.5), TypeError, "expected integers"),
-    ],
-)
-def test_unknown_columns_and_values_are_named(build, error, message):
-    with pytest.raises(error, match=message):
-        build()
-
-
-# --- text -----------------------------------------------------------------------------------------
-
-
-def test_text_and_functions_say_the_same():
-    for text, task in (
-        ("class:high,low", class_task(SOURCE, (0, 2))),
-        ("subclass:d", subclass_task(SOURCE, 3)),
-        ("subclass:0:column=y", subclass_task(SOURCE, 0, column="y")),
-        ("group:fine=a,c", group_task(SOURCE, "fine", [0, 2])),
-        ("group:user=3,1", group_task(SOURCE, "user", [1, 3])),
-        ("random:0.1", random_task(SOURCE, 0.1, seed=0)),
-        ("random:1e-1:seed=5", random_task(SOURCE, 0.1, seed=5)),
-        ("ids:1004,1001,1004", index_task(SOURCE, [1001, 1004])),
-    ):
-        parsed = parse_task(SOURCE, text)
-        assert isinstance(parsed, Task)
-        assert parsed.digest == task.digest
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("clas:3", "no kind 'clas'. Did you mean 'class'"),
-        ("", "no kind ''. Known: class, subclass, random, group, ids"),
-        ("class", "expected class:3 or class:3,5"),
-        ("class:", "expected class:3"),
-        ("class:42", "no class 42: they are numbered 0 to 2"),
-        ("class:1:seed=3", "no option 'seed'. Known: duplicates"),
-        ("random:1.5", r"in \[0, 1\), got 1.5"),
-        ("random:nan", r"in \[0, 1\), got nan"),
-        ("random:lots", "expected a number, got 'lots'; the form is random:0.05"),
-        ("random:0.1:sede=1", "no option 'sede'. Did you mean 'seed'"),
-        ("random:0.1:seed=x", "expected an integer, got 'x'"),
-        ("group:user", "expected group:column=value"),
-        ("group:user=x", "expected an integer, got 'x'; the form is group"),
-        ("ids:1001,__import__('os')", "expected an integer, got '__import__"),
-        ("ids:1001;2", "expected an integer, got '1001;2'"),
-    ],
-)
-def test_text_that_is_no_task_is_refused_with_the_form_or_the_nearest(text, message):
-    with pytest.raises(ValueError, match=message):
-        parse_task(SOURCE, text)
-
-
-# --- real data ------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    not os.environ.get("JAXUNLEARN_DATA"), reason="JAXUNLEARN_DATA names no folder of data files"
-)
-def test_mnist_has_no_copies_that_a_random_task_would_leave_behind():
-    task = random_task(mnist(validation=0), 0.1, seed=0)
-    assert task.near_duplicates()[:4] == (0, 0, 0, 0)

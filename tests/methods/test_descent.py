@@ -153,7 +153,7 @@ def test_alpha_one_is_fine_tuning(single, case):
 
 
 def test_alpha_zero_is_ascent_on_the_cycled_forget_batches(case):
-    """Three retain batches an epoch against two forget batches: the sixth step is the third pass."""
+    """Three retain batches an epoch, two forget batches: step six ends the third pass."""
     ours = unlearn(ju.neggrad_plus(TX, alpha=0.0, epochs=2), case)
     steps = 2 * case.request.retain.num_batches
     assert (steps, case.request.forget.num_batches) == (6, 2)
@@ -186,10 +186,6 @@ def test_alpha_outside_the_unit_interval_is_refused(alpha):
 def seen_labels(wrong_only, classes=5, rows=4000):
     """The labels that the objective hands to the loss, for rows whose true label is 2."""
 
-    def loss(params, batch):
-        return params * (batch["y"] == jnp.arange(classes)[:, None]).T.astype(float) @ weights
-
-    weights = jnp.eye(classes)
     found = []
     for c in range(classes):
         model = ju.Model(
@@ -224,7 +220,7 @@ def test_retained_rows_keep_their_labels(single):
     )
 
 
-def recorded(method, case, monkeypatch):
+def recorded(method, case):
     """Which rows each step of the method sees, by their id."""
     steps = []
 
@@ -242,16 +238,16 @@ def recorded(method, case, monkeypatch):
     return steps
 
 
-def test_an_epoch_of_the_union_sees_each_row_once(case, monkeypatch):
-    steps = recorded(ju.random_labels(TX, epochs=2), case, monkeypatch)
+def test_an_epoch_of_the_union_sees_each_row_once(case):
+    steps = recorded(ju.random_labels(TX, epochs=2), case)
     assert len(steps) == 8
     for epoch in (steps[:4], steps[4:]):
         assert sorted(sum(epoch, [])) == list(range(100, 124))
     assert steps[:4] != steps[4:]
 
 
-def test_the_sequential_order_sees_the_forget_set_first(case, monkeypatch):
-    steps = recorded(ju.random_labels(TX, epochs=2, order="sequential"), case, monkeypatch)
+def test_the_sequential_order_sees_the_forget_set_first(case):
+    steps = recorded(ju.random_labels(TX, epochs=2, order="sequential"), case)
     for epoch in (sum(steps[:4], []), sum(steps[4:], [])):
         assert sorted(epoch[:8]) == list(range(100, 108))
         assert sorted(epoch[8:]) == list(range(108, 124))

@@ -117,11 +117,12 @@ def test_one_linear_layer_has_its_closed_form():
     request = ju.Request(data.take(np.arange(6)), data.take(np.arange(6, 30)))
     squares = ((x @ theta - y)[:, None] * x) ** 2
     i_f, i_full = squares[:6].mean(axis=0), squares.mean(axis=0)
+    alpha = float(np.sort(i_f / i_full)[1:3].mean())
     beta = np.minimum(0.5 * i_full / i_f, 1)
-    expected = np.where(i_f > 1.1 * i_full, theta * beta, theta)
-    assert 0 < (expected != theta).sum() < 4
-    out = ju.ssd(alpha=1.1, dampening=0.5, effective_batch=1).unlearn
-    got = out(model, jnp.asarray(theta, jnp.float32), request, KEY)
+    expected = np.where(i_f > alpha * i_full, theta * beta, theta)
+    assert (expected != theta).sum() == 2
+    case = cases.Case(model, jnp.asarray(theta, jnp.float32), request)
+    got = unlearn(case, alpha=alpha, dampening=0.5, effective_batch=1)
     np.testing.assert_allclose(got.params, expected, rtol=1e-4)
     np.testing.assert_allclose(got.info.selected, (expected != theta).mean())
     np.testing.assert_allclose(got.info.largest_ratio, (i_f / i_full).max(), rtol=1e-4)

@@ -1,0 +1,139 @@
+"""Writes BENCHMARKS.md from the JSON files in `experiments/results/`, and from nothing else.
+
+    python -m experiments.benchmarks_md             writes BENCHMARKS.md
+    python -m experiments.benchmarks_md --check     exit status 1 if it is not what the files give
+
+| file                      | becomes                                                        |
+|---------------------------|----------------------------------------------------------------|
+| `NAME/results.json`       | a section: what was asked, findings, scores, distances, floors |
+| `ensemble.json`           | the section on many models as one program                      |
+| none                      | an error; no empty page is written                             |
+
+The same files give the same bytes: no clock, no machine and no random number is read here. Numbers
+are shown as in the table of `jaxunlearn compare` (`jaxunlearn.audit.tables`), the sentences under
+them follow from the records by rules, and an undefined number is the word "undefined".
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import sections
+from experiments.benchmarks import ensemble
+from experiments.benchmarks.section import many_models
+from experiments.comparisons import COMPARISONS, RESULTS
+from jaxunlearn import results
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "BENCHMARKS.md"
+
+Record = Mapping[str, Any]
+
+_INTRODUCTION = """\
+# Benchmarks
+
+Every number here is read from a file in `experiments/results/` by
+`python -m experiments.benchmarks_md`; nothing is written by hand. `experiments/README.md` says
+which command makes which file.
+
+**Nothing was tuned for these tables.** The settings of the methods are rules that were written down
+beforehand, in `jaxunlearn/presets.py`, and that know the training recipe and the kind of task, not
+the oracles. They are not calibrated: another setting of a method may do better, and a method that
+fails here has failed at this setting, on this network and on these data.
+
+How to read the tables:
+
+* *original*: models trained on everything; *oracle*: true retrainings on what is retained; further
+  rows of oracles: retrainings by recipes that nobody would call different. Accuracy in % with half
+  its 95 % interval over models; `forget_test` are test examples of the forgotten kind, `test` the
+  other ones.
+* *gap closed*, on forget data: 1 = as near to retraining as a retraining, 0 = as far as the
+  original. *Collateral*: the largest distance from retraining on the other data, in recipe floors;
+  up to 1 is what an innocent change of the recipe does. Both with 95 % intervals.
+* *verdict* and *p*: an exact permutation test of the method's models against the oracles, at level
+  5 % and not corrected for the number of methods: one perfect method in twenty is rejected.
+* *time*: seconds of the method over seconds of `retrain`, all models of a row at once, compilation
+  apart, one run each.
+"""
+
+
+def markdown(comparisons: Mapping[str, Record], benchmark: Record | None = None) -> str:
+    """BENCHMARKS.md as text.
+
+    Args:
+      comparisons: name -> record of a comparison, in the order of the sections.
+      benchmark: record of `experiments.benchmarks.ensemble`, or None.
+
+    Raises:
+      ValueError: there is neither a comparison nor a benchmark.
+    """
+    if not comparisons and benchmark is None:
+        raise ValueError(
+            "no results to tabulate: expected NAME/results.json or ensemble.json. Run "
+            "`python -m experiments.comparisons` first."
+        )
+    blocks = [_INTRODUCTION.rstrip()]
+    if comparisons:
+        blocks.append(sections.overview(list(comparisons.values())))
+    blocks += [sections.comparison(record) for record in comparisons.values()]
+    blocks += [many_models(benchmark)] if benchmark else []
+    return "\n\n".join(blocks) + "\n"
+
+
+def read(folder: Path) -> tuple[dict[str, Record], Record | None]:
+    """(comparisons by name, benchmark or None) of a folder of results.
+
+    The comparisons come in the order of `experiments.comparisons`, then unknown names by alphabet.
+
+    Raises:
+      ValueError: a file that is not what its name says, or of a newer schema.
+    """
+    found = {path.parent.name: path for path in folder.glob("*/results.json")}
+    known = [name for name in COMPARISONS if name in found]
+    names = known + sorted(set(found) - set(known))
+    comparisons = {name: results.read(found[name]).record for name in names}
+    path = folder / "ensemble.json"
+    return comparisons, _benchmark(path) if path.exists() else None
+
+
+def _benchmark(path: Path) -> Record:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a results file ({error}).") from None
+    kind, schema = (record.get(k) if isinstance(record, dict) else None for k in ("kind", "schema"))
+    if kind != ensemble.KIND or schema != ensemble.SCHEMA:
+        raise ValueError(
+            f"{path}: expected kind {ensemble.KIND!r} of schema {ensemble.SCHEMA}, got {kind!r} of "
+            f"schema {schema!r}. Make it anew with `python -m experiments.benchmarks.ensemble`."
+        )
+    return record
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Writes or checks the page; 2 when the results cannot be read."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks_md", allow_abbrev=False)
+    add = parser.add_argument
+    add("--results", type=Path, default=RESULTS, help="folder of the JSON files")
+    add("--out", type=Path, default=BENCHMARKS, help="the page")
+    add("--check", action="store_true", help="write nothing; 1 if the page is out of date")
+    options = parser.parse_args(arguments)
+    try:
+        text = markdown(*read(options.results))
+    except ValueError as error:
+        print(f"benchmarks_md: {error}", file=sys.stderr)
+        return 2
+    if options.check:
+        if options.out.exists() and options.out.read_text(encoding="utf-8") == text:
+            return 0
+        print(f"{options.out.name} is not what {options.results.name} gives.", file=sys.stderr)
+        return 1
+    options.out.write_text(text, encoding="utf-8")
+    print(f"wrote {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

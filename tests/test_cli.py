@@ -1,0 +1,463 @@
+"""The command line: what it writes, where it speaks, and how it says that something is wrong.
+
+One small comparison is really run, with the network out of reach. Tests of what surrounds it hand
+its results over again.
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from unittest import mock
+
+import pytest
+
+from jaxunlearn import cli, compare, presets, results
+from jaxunlearn.cli import main, parser
+
+SMALL = ["--seeds", "3", "--oracles", "4", "--epochs", "4", "--methods", "ssd", "--rows", "100"]
+
+
+def unreachable(*args, **kwargs):
+    raise AssertionError(f"the network was asked for: {args}")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """(folder, exit status, standard output, standard error) of one small comparison."""
+    folder = tmp_path_factory.mktemp("small") / "made" / "out"
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.ExitStack() as stack:
+        for name in ("connect", "connect_ex", "sendto"):
+            stack.enter_context(mock.patch.object(socket.socket, name, unreachable))
+        stack.enter_context(mock.patch.object(socket, "getaddrinfo", unreachable))
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
+        status = main(["compare", *SMALL, "--out", str(folder)])
+    return folder, status, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture
+def handed(small, monkeypatch):
+    """`compare` that tells of one stage and hands over the results of `small`."""
+    found = results.read(small[0] / "results.json")
+
+    def again(task, methods, settings, *, cache, say):
+        say("training in play", 1.0)
+        return found
+
+    monkeypatch.setattr(compare, "compare", again)
+    return found
+
+
+@pytest.fixture
+def never(monkeypatch):
+    """Fails if anything is trained."""
+    monkeypatch.setattr(compare, "compare", unreachable)
+
+
+def run(*words) -> int | str | None:
+    """The exit status of a command line."""
+    try:
+        return main([str(word) for word in words])
+    except SystemExit as end:
+        return end.code
+
+
+def refused(capsys, *words) -> str:
+    """The one line that is said about a command line that is refused."""
+    assert run(*words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("jaxunlearn: ") and err.count("\n") == 1, err
+    return err
+
+
+# --- What is written, and where it speaks -----------------------------------------------------
+
+
+def test_a_comparison_writes_its_three_files_and_says_where(small):
+    folder, status, out, _ = small
+    assert status == 0
+    assert sorted(os.listdir(folder)) == ["report.html", "report.png", "results.json"]
+    assert out.endswith("wrote " + ", ".join(
+        str(folder / name) for name in ("results.json", "report.html", "report.png")
+    ) + "\n")  # fmt: skip
+    assert (folder / "report.png").read_bytes().startswith(b"\x89PNG\r\n")
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    record = results.read(folder / "results.json").record
+    assert page.startswith("<!DOCTYPE html>") and record["headline"].split(",")[0] in page
+
+
+def test_the_table_goes_to_standard_output_and_progress_to_standard_error(small):
+    folder, _, out, err = small
+    record = results.read(folder / "results.json").record
+    said = " ".join(out.split())
+    assert record["headline"] in said and "Verdicts" in out
+    for row in record["rows"]:
+        assert re.search(rf"^{re.escape(row['label'])}\b", out, re.M)
+    assert re.search(r"^ +\d+\.\d s  training 3 originals$", err, re.M)
+    assert "auditing" in err and "training 3" not in out and record["headline"] not in err
+
+
+def test_notes_of_methods_are_shown(small):
+    _, _, out, err = small
+    assert re.search(r"^note: ssd: .*effective_batch=64", out, re.M)
+    assert "Warning" not in err
+
+
+def test_what_was_asked_is_in_the_results_and_asks_for_the_same_again(small):
+    record = results.read(small[0] / "results.json").record
+    words = shlex.split(record["command"])
+    assert words[0] == "jaxunlearn"
+    again, asked = parser().parse_args(words[1:]), parser().parse_args(["compare", *SMALL])
+    assert vars(again) == vars(asked)
+    assert record["settings"]["seeds"] == 3 and record["settings"]["recipe"]["epochs"] == 4
+
+
+def test_a_method_with_brackets_and_quotes_is_asked_for_again_word_by_word():
+    asked = parser().parse_args(["compare", "--methods", "ssd(reference='retain'), finetune"])
+    again = parser().parse_args(shlex.split(cli._command(asked))[1:])
+    assert again.methods == asked.methods
+
+
+def test_quiet_says_nothing_on_the_way(handed, tmp_path, capsys):
+    assert run("compare", "--quiet", "--out", tmp_path) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and handed.record["headline"] in " ".join(out.split())
+
+
+def test_loud_says_every_stage(handed, tmp_path, capsys):
+    assert run("compare", "--out", tmp_path) == 0
+    assert "   1.0 s  training in play\n" in capsys.readouterr().err
+
+
+def test_on_a_terminal_one_line_is_rewritten_and_wiped(handed):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    with mock.patch.dict(os.environ, {"COLUMNS": "40"}):
+        say = cli._Progress(terminal, quiet=False)
+        say("training " + "x" * 100, 1.0)
+        say("auditing", 2.0)
+        say.done()
+    lines = terminal.getvalue().split("\r")
+    assert "\n" not in terminal.getvalue()
+    assert all(len(line) == 39 for line in lines[1:-1])
+    assert lines[2].startswith("   2.0 s  auditing") and not lines[3].strip() and lines[-1] == ""
+
+
+def test_results_that_are_there_are_replaced(handed, tmp_path):
+    for name in ("results.json", "report.html", "report.png"):
+        (tmp_path / name).write_text("old")
+    (tmp_path / "mine.txt").write_text("kept")
+    assert run("compare", "--quiet", "--out", tmp_path) == 0
+    assert results.read(tmp_path / "results.json").rows == handed.rows
+    assert sorted(os.listdir(tmp_path)) == [
+        "mine.txt",
+        "report.html",
+        "report.png",
+        "results.json",
+    ]
+
+
+def test_nothing_is_kept_without_cache_and_everything_below_it_with(monkeypatch, tmp_path, small):
+    seen = []
+
+    def again(task, methods, settings, *, cache, say):
+        seen.append(cache)
+        return results.read(small[0] / "results.json")
+
+    monkeypatch.setattr(compare, "compare", again)
+    asked = ["compare", "--quiet", "--out", tmp_path / "out"]
+    assert run(*asked, "--no-cache") == 0
+    assert run(*asked, "--cache-dir", tmp_path / "kept") == 0
+    assert seen[0] is None and seen[1].root == tmp_path / "kept" / "models"
+
+
+def test_the_options_reach_the_comparison(monkeypatch, tmp_path, small):
+    seen = []
+
+    def again(task, methods, settings, *, cache, say):
+        seen.extend([task, methods, settings])
+        return results.read(small[0] / "results.json")
+
+    monkeypatch.setattr(compare, "compare", again)
+    words = """compare --source digits:odd_even --forget subclass:3 --methods ssd(alpha=2),retrain
+        --model cnn --optimizer sgd --learning-rate 0.5 --batch-size 7 --epochs 2 --seeds 5
+        --oracles 6 --seed 9 --rows 11 --quiet --out""".split()
+    assert run(*words, tmp_path) == 0
+    task, methods, settings = seen
+    assert (task.name, task.source.num_classes) == ("subclass:3", 2)
+    assert [each.label for each in methods] == ["ssd(alpha=2)", "retrain"]
+    assert settings == compare.Settings(presets.Recipe("cnn", "sgd", 0.5, 7, 2), 5, 6, 9, 11)
+
+
+def test_the_defaults_are_those_of_the_library():
+    options = parser().parse_args(["compare"])
+    recipe = presets.Recipe(
+        options.model, options.optimizer, options.learning_rate, options.batch_size, options.epochs
+    )
+    settings = compare.Settings(recipe, options.seeds, options.oracles, options.seed, options.rows)
+    assert settings == compare.Settings()
+    assert (options.source, options.forget, options.methods) == ("digits", "class:3", None)
+
+
+# --- Exit statuses ----------------------------------------------------------------------------
+
+
+def test_a_comparison_that_says_nothing_exits_with_3_and_writes_its_files(tmp_path):
+    words = ["compare", *SMALL[:4], "--epochs", "0", "--methods", "ssd", "--out", "out"]
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxunlearn", *words, "--cache-dir", "kept"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == cli.NOT_INFORMATIVE == 3, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "NOT INFORMATIVE: " in said and "No score is shown" in said
+    assert "Traceback" not in done.stderr and "training 3 originals" in done.stderr
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "report.html",
+        "report.png",
+        "results.json",
+    ]
+    status = results.read(tmp_path / "out" / "results.json").status
+    assert re.match("not informative: .*chance", status)
+    assert len(list((tmp_path / "kept" / "models").iterdir())) == 4
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["kept", "out"]
+
+
+def test_the_program_refuses_in_one_line_and_without_a_traceback():
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxunlearn", "compare", "--oracle", "3"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        done.stderr == "jaxunlearn: unknown option --oracle. Did you mean --oracles? See --help.\n"
+    )
+
+
+def test_an_interruption_is_no_error_of_the_program(monkeypatch, tmp_path, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "compare", interrupted)
+    assert run("compare", "--quiet", "--out", tmp_path) == 130
+    assert "interrupted; the cache keeps what was trained" in capsys.readouterr().err
+
+
+def test_nothing_to_forget_is_no_failure(small, monkeypatch, tmp_path, capsys):
+    record = json.loads((small[0] / "results.json").read_text(encoding="utf-8"))
+    empty = {"status": "nothing to forget", "headline": "There is nothing.", "floors": {}}
+    rows = [row | {"verdict": None} for row in record["rows"] if row["role"] != "recipe"]
+    found = results.Results(record | empty | {"rows": rows, "floor": {}})
+    monkeypatch.setattr(compare, "compare", lambda *args, **kwargs: found)
+    assert run("compare", "--quiet", "--forget", "random:0", "--out", tmp_path) == 0
+    assert "There is nothing." in capsys.readouterr().out
+
+
+# --- Words that are not known -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compare", "--oracle", "3"], "unknown option --oracle. Did you mean --oracles"),
+        (["compare", "--learning_rate=3"], "unknown option --learning_rate. Did you mean --learn"),
+        (["compare", "--see", "3"], "unknown option --see. Did you mean --seed"),
+        (["methods", "--quite"], "unknown option --quite. Did you mean --quiet"),
+        (["compar"], r"unknown command 'compar'. Did you mean compare\? There are: compare, meth"),
+        (["method"], "unknown command 'method'. Did you mean methods"),
+        ([], "the following arguments are required: command"),
+        (["compare", "digits"], "'digits' is one word too many"),
+        (["methods", "ssd", "retrain"], "'retrain' is one word too many"),
+        (["compare", "--seeds"], "--seeds: expected one argument"),
+        (["methods", "sdd"], "method: 'sdd' is unknown. Did you mean 'ssd'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_unknown_word_is_refused_and_the_nearest_named(capsys, never, words, message):
+    assert re.search(message, refused(capsys, *words))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--methods", "sdd"], "method: 'sdd' is unknown. Did you mean 'ssd'"),
+        (["--methods", "ssd,ssd"], "ssd is listed 2 times"),
+        (["--methods", ""], "expected at least one method"),
+        (["--methods", "ssd(alpha=__import__('os'))"], "a value must be a number"),
+        (["--source", "digit"], "no source is called 'digit'. Did you mean 'digits'"),
+        (["--source", "digits:oddeven"], "Did you mean 'odd_even'"),
+        (["--source", "../digits"], "expected a plain name .*not a path"),
+        (["--source", "tfds:../../etc"], "expected a plain name .*not a path"),
+        (["--source", "/etc/passwd"], "expected a plain name .*not a path"),
+        (["--optimizer", "adan"], "optimizer: 'adan' is unknown. Did you mean 'adam'"),
+        (["--forget", "clas:3"], "no kind 'clas'. Did you mean 'class'"),
+        (["--forget", "class:11"], "digits has no class 11: they are numbered 0 to 9"),
+        (["--forget", "class:../../etc/passwd"], "no class called '../../etc/passwd'"),
+        (["--forget", "class:3:duplicate=keep"], "no option 'duplicate'. Did you mean 'dupl"),
+        (["--forget", "class:0,1,2,3,4,5,6,7,8,9"], "forgets the whole training set of digits"),
+        (["--forget", "random:__import__('os')"], r"expected a number, got '__import__\('os'\)'"),
+        (["--forget", "random:nan"], r"expected a fraction of the training rows in \[0, 1\).* nan"),
+        (["--forget", "random:inf"], r"expected a fraction of the training rows in \[0, 1\)"),
+        (["--forget", "random:1"], r"expected a fraction of the training rows in \[0, 1\)"),
+        (["--forget", "random:-0.1"], r"expected a fraction of the training rows in \[0, 1\)"),
+        (["--forget", "random:0.1:seed=-1"], "expected an integer seed >= 0, got -1"),
+        (["--forget", "ids:0,-1"], r"ids \[-1\] are negative"),
+        (["--forget", "ids:0.5"], "expected an integer, got '0.5'"),
+        (["--forget", "group:../x=3"], "digits has no integer column '../x'"),
+        (["--forget", "subclass:3"], "digits has no label column 'fine'"),
+        (["--forget", ""], "no kind ''"),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+def test_a_value_that_cannot_be_is_refused_before_training(capsys, never, tmp_path, words, message):
+    assert re.search(message, refused(capsys, "compare", "--out", tmp_path, "--quiet", *words))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("model", ["mpl", "resnet", "../mlp"])
+def test_an_unknown_network_is_refused_before_training(capsys, tmp_path, model):
+    words = ["compare", "--quiet", "--out", tmp_path, "--model", model]
+    assert re.search(f"unknown network '{model}': did you mean '", refused(capsys, *words))
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1", "0", "1e999", "-1e-9", "abc", ""])
+def test_a_learning_rate_is_a_finite_number_above_0(capsys, never, value):
+    said = refused(capsys, "compare", f"--learning-rate={value}")
+    assert f"--learning-rate: expected a finite number above 0, got '{value}'" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "least"),
+    [("seeds", 2), ("oracles", 4), ("epochs", 0), ("batch-size", 1), ("rows", 1), ("seed", 0)],
+)
+@pytest.mark.parametrize("value", ["too few", "nan", "inf", "1.5", "1e3", "", "99999999999", "x"])
+def test_a_count_is_an_integer_that_is_large_enough(capsys, never, option, least, value):
+    value = str(least - 1) if value == "too few" else value
+    said = refused(capsys, "compare", f"--{option}={value}")
+    assert f"--{option}: expected an integer of at least {least}" in said and repr(value) in said
+
+
+def test_one_seed_is_refused(capsys, never):
+    assert "--seeds: expected an integer of at least 2" in refused(
+        capsys, "compare", "--seeds", "1"
+    )
+
+
+# --- Places -----------------------------------------------------------------------------------
+
+
+def test_a_file_in_place_of_the_folder_is_refused_and_kept(capsys, never, tmp_path):
+    path = tmp_path / "out"
+    path.write_text("precious")
+    assert f"--out {path} is a file; give a folder." in refused(capsys, "compare", "--out", path)
+    assert path.read_text() == "precious"
+    assert str(path / "below") in refused(capsys, "compare", "--out", path / "below")
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_first(capsys, never, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *args: False)
+    assert f"--out {tmp_path} cannot be written to" in refused(capsys, "compare", "--out", tmp_path)
+
+
+def test_a_full_disk_leaves_the_old_results(handed, capsys, tmp_path, monkeypatch):
+    assert run("compare", "--quiet", "--out", tmp_path) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    capsys.readouterr()
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert run("compare", "--quiet", "--out", tmp_path) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_missing_data_say_where_they_were_looked_for(capsys, never, tmp_path, monkeypatch):
+    words = ["compare", "--source", "mnist", "--out", tmp_path / "out"]
+    monkeypatch.delenv("JAXUNLEARN_DATA", raising=False)
+    said = refused(capsys, *words)
+    assert "no data for 'mnist'. Looked for: nowhere, since no folder was given" in said
+    assert "--data-dir" in said and "JAXUNLEARN_DATA" in said
+    said = refused(capsys, *words, "--data-dir", tmp_path / "given")
+    assert f"Looked for: {tmp_path}/given/mnist/mnist.npz, {tmp_path}/given/mnist.npz" in said
+    monkeypatch.setenv("JAXUNLEARN_DATA", str(tmp_path / "set"))
+    assert f"Looked for: {tmp_path}/set/mnist/mnist.npz" in refused(capsys, *words)
+
+
+# --- The list of methods ----------------------------------------------------------------------
+
+
+def test_methods_are_listed_with_family_guarantee_needs_and_paper(capsys):
+    assert run("methods") == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert err == "" and lines[0].split() == ["name", "family", "guarantee", "needs", "arXiv"]
+    assert [line.split()[0] for line in lines[1 : 1 + len(presets.PRESETS)]] == list(
+        presets.PRESETS
+    )
+    for name, entry in presets.catalogue().items():
+        (line,) = [line for line in lines if line.startswith(f"{name} ")]
+        assert line.split() == [name, entry.family, entry.guarantee, *entry.needs, entry.paper]
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_one_method_is_shown_in_full(capsys, name):
+    assert run("methods", name) == 0
+    out = capsys.readouterr().out
+    assert presets.catalogue()[name].page in out
+    assert f"Preset in comparisons: {presets.PRESETS[name].rule}." in out
+
+
+def test_help_lists_every_option_with_its_default(capsys):
+    assert run("compare", "--help") == 0
+    out = capsys.readouterr().out
+    for option in vars(parser().parse_args(["compare"])):
+        assert option == "command" or f"--{option.replace('_', '-')}" in out
+    assert "(default: 16)" in " ".join(out.split())
+
+
+# --- Devices ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("devices", "flags", "chosen"),
+    [
+        (-1, "", os.cpu_count()),
+        (3, "", None),
+        (-1, "--xla_force_host_platform_device_count=2", None),
+    ],
+)
+def test_all_cores_are_used_unless_somebody_chose(monkeypatch, devices, flags, chosen):
+    jax = mock.Mock()
+    jax.config.jax_num_cpu_devices = devices
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    cli._use_all_cores(jax)
+    expected = [] if chosen is None else [mock.call("jax_num_cpu_devices", chosen)]
+    assert jax.config.update.call_args_list == expected
+
+
+def test_a_jax_that_has_started_keeps_its_devices(monkeypatch):
+    jax = mock.Mock()
+    jax.config.jax_num_cpu_devices = -1
+    jax.config.update.side_effect = RuntimeError("before backends are initialized")
+    monkeypatch.setenv("XLA_FLAGS", "")
+    cli._use_all_cores(jax)
+    jax.config.update.assert_called_once()
