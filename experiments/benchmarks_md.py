@@ -93,7 +93,7 @@ def read(folder: Path) -> tuple[dict[str, Record], Record | None]:
     found = {path.parent.name: path for path in folder.glob("*/results.json")}
     known = [name for name in COMPARISONS if name in found]
     names = known + sorted(set(found) - set(known))
-    comparisons = {name: results.read(found[name]).record for name in names}
+    comparisons: dict[str, Record] = {name: results.read(found[name]).record for name in names}
     path = folder / "ensemble.json"
     return comparisons, _benchmark(path) if path.exists() else None
 

@@ -11,7 +11,7 @@ from . import data as data
 from . import losses as losses
 from . import objectives as objectives
 from .batch_stats import refresh_batch_stats as refresh_batch_stats
-from .ensemble import ensemble as ensemble
+from .ensembles import ensemble as ensemble
 from .method import AccessError as AccessError
 from .method import Method as Method
 from .method import Request as Request
@@ -21,7 +21,6 @@ from .method import chain as chain
 from .method import exact as exact
 from .method import keep_best as keep_best
 from .method import masked as masked
-from .method import method as method
 from .methods import descent as descent
 from .methods import finetune as finetune
 from .methods import gradient_ascent as gradient_ascent

@@ -177,9 +177,8 @@ def _compare(options: argparse.Namespace) -> int:
     if not options.no_cache and not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    from jaxunlearn import compare, presets, results
+    from jaxunlearn import compare, data, presets, results
     from jaxunlearn.audit import report
-    from jaxunlearn import data
 
     recipe = presets.Recipe(
         options.model, options.optimizer, options.learning_rate, options.batch_size, options.epochs

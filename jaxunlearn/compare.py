@@ -17,7 +17,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
-from importlib import import_module, metadata
+from importlib import metadata
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +26,8 @@ import numpy as np
 
 from jaxunlearn import (
     __version__,
+    convolution,
+    ensembles,
     loop,
     losses,
     model,
@@ -38,7 +40,7 @@ from jaxunlearn import (
 from jaxunlearn.cache import Cache, code_version
 from jaxunlearn.data import streams
 from jaxunlearn.data.tasks import Task
-from jaxunlearn.ensemble import ensemble
+from jaxunlearn.ensembles import ensemble
 from jaxunlearn.method import Method
 from jaxunlearn.presets import Recipe, Specified
 from jaxunlearn.typing import Data, Key, Params
@@ -46,10 +48,11 @@ from jaxunlearn.typing import Data, Key, Params
 _CODE_THAT_TRAINS = (
     training,
     loop,
-    import_module("jaxunlearn.ensemble"),
+    ensembles,
     networks,
     objectives,
     model,
+    convolution,
     losses,
     streams,
     presets,

@@ -43,9 +43,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn._boundary import NEEDS as NEEDS
-from jaxunlearn._boundary import AccessError as AccessError
-from jaxunlearn._boundary import (
+from jaxunlearn.boundary import NEEDS as NEEDS
+from jaxunlearn.boundary import AccessError as AccessError
+from jaxunlearn.boundary import (
     Withheld,
     check_key,
     check_present,
@@ -56,8 +56,8 @@ from jaxunlearn._boundary import (
     limit,
     strip,
 )
-from jaxunlearn._boundary import check_disjoint as check_disjoint
-from jaxunlearn._boundary import without_labels as without_labels
+from jaxunlearn.boundary import check_disjoint as check_disjoint
+from jaxunlearn.boundary import without_labels as without_labels
 from jaxunlearn.data.streams import InMemory, as_data, is_traced
 from jaxunlearn.model import Model, freeze_statistics, join_statistics, rebase, split_statistics
 from jaxunlearn.typing import Array, Data, Key, Params, Score

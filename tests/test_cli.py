@@ -106,7 +106,7 @@ def test_the_table_goes_to_standard_output_and_progress_to_standard_error(small)
 
 def test_notes_of_methods_are_shown(small):
     _, _, out, err = small
-    assert re.search(r"^note: ssd: .*effective_batch=64", out, re.M)
+    assert re.search(r"^note: ssd.*effective_batch=64", out, re.M)
     assert "Warning" not in err
 
 

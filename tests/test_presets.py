@@ -14,6 +14,7 @@ from jaxunlearn.presets import PRESETS, Recipe, build, catalogue, parse_methods
 from jaxunlearn.specification import nearest, parse
 
 RECIPE = Recipe()
+KINDS = ("class", "subclass", "random", "group", "ids")
 
 
 def made(name, kind="class", recipe=RECIPE, classes=10, **changes) -> Method:
@@ -207,7 +208,7 @@ def test_every_builder_but_the_primitive_has_a_preset():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize("kind", ["class", "subclass", "random", "group", "ids"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("recipe", [RECIPE, Recipe("cnn", "sgd", 0.1, 8, 0)], ids=["adam", "none"])
 def test_every_preset_builds_for_every_task(name, kind, recipe):
     method = made(name, kind, recipe, classes=2)
@@ -240,14 +241,27 @@ def test_learning_rate_and_optimizer_name_the_transformation():
 
 
 def test_a_preset_is_a_rule_on_the_recipe():
-    arguments = {name: p.arguments("class", RECIPE, 10) for name, p in PRESETS.items()}
-    assert arguments["retrain"] == {"learning_rate": 2e-3, "epochs": 30}
-    assert arguments["finetune"] == {"learning_rate": 1e-2, "epochs": 10}
-    assert arguments["neggrad_plus"] == {"learning_rate": 2e-3, "alpha": 0.99, "epochs": 3}
-    assert PRESETS["neggrad_plus"].arguments("random", RECIPE, 10)["alpha"] == 0.9
-    assert arguments["gradient_ascent"]["stop_at_chance"] == 10
+    long = dataclasses.replace(RECIPE, learning_rate=8e-3, epochs=300)
+    for name, preset in PRESETS.items():
+        one, other = (preset.arguments("class", recipe, 10) for recipe in (RECIPE, long))
+        assert one.keys() == other.keys()
+        for argument in {"learning_rate", "epochs"} & one.keys():
+            factor = 4 if argument == "learning_rate" else 10
+            assert other[argument] == pytest.approx(factor * one[argument]), (name, argument)
+    retrain = PRESETS["retrain"].arguments("class", RECIPE, 10)
+    assert retrain == {"learning_rate": RECIPE.learning_rate, "epochs": RECIPE.epochs}
+
+
+def test_a_preset_knows_the_kind_of_task_and_the_number_of_classes():
+    alpha = {k: PRESETS["neggrad_plus"].arguments(k, RECIPE, 10)["alpha"] for k in KINDS}
+    assert alpha["random"] == alpha["ids"] < alpha["class"] == alpha["subclass"] == alpha["group"]
+    assert PRESETS["gradient_ascent"].arguments("class", RECIPE, 7)["stop_at_chance"] == 7
+
+
+def test_a_preset_never_shortens_a_run_to_nothing():
     short = dataclasses.replace(RECIPE, epochs=1)
-    assert PRESETS["neggrad_plus"].arguments("class", short, 10)["epochs"] == 1
+    for preset in PRESETS.values():
+        assert preset.arguments("class", short, 10).get("epochs", 1) == 1
 
 
 def test_changes_override_the_preset_and_leave_the_rest(monkeypatch):

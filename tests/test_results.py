@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import results
-from jaxunlearn.data import sources, tasks
+from jaxunlearn import data, results
 from jaxunlearn.results import SCHEMA, Results, parts_of, plain, read, write
 
 
@@ -285,7 +284,7 @@ def test_a_missing_file_is_said_by_name(tmp_path):
 
 @pytest.fixture(scope="module")
 def digits():
-    return sources.digits()
+    return data.digits()
 
 
 def ids(parts) -> dict:
@@ -293,7 +292,7 @@ def ids(parts) -> dict:
 
 
 def test_parts_are_those_of_the_task(digits):
-    task = tasks.class_task(digits, 3)
+    task = data.class_task(digits, 3)
     parts = parts_of(task, 10_000, seed=0)
     assert set(parts) == {"forget", "retain", "test", "forget_test"}
     for part, split, name in (("forget", "train", "forget"), ("test", "test", "retain")):
@@ -304,22 +303,22 @@ def test_parts_are_those_of_the_task(digits):
 
 
 def test_siblings_are_a_part_of_their_own():
-    parts = parts_of(tasks.subclass_task(sources.digits("odd_even"), 3), 10_000, seed=0)
+    parts = parts_of(data.subclass_task(data.digits("odd_even"), 3), 10_000, seed=0)
     assert set(parts) == {"forget", "retain", "adjacent", "test", "forget_test", "adjacent_test"}
 
 
 def test_a_random_task_has_no_test_examples_of_the_forgotten_kind(digits):
-    parts = parts_of(tasks.random_task(digits, 0.05, seed=0), 10_000, seed=0)
+    parts = parts_of(data.random_task(digits, 0.05, seed=0), 10_000, seed=0)
     assert set(parts) == {"forget", "retain", "test"}
     assert parts["test"].words == "test examples"
 
 
 def test_an_empty_forget_part_is_kept_empty(digits):
-    assert len(parts_of(tasks.index_task(digits, []), 50, seed=0)["forget"].columns["y"]) == 0
+    assert len(parts_of(data.index_task(digits, []), 50, seed=0)["forget"].columns["y"]) == 0
 
 
 def test_thinning_is_a_fixed_choice_of_the_seed(digits):
-    task = tasks.class_task(digits, 3)
+    task = data.class_task(digits, 3)
     first, again, other = (ids(parts_of(task, 50, seed)) for seed in (0, 0, 1))
     assert first == again
     assert all(len(rows) == 50 for part, rows in first.items() if part != "forget_test")
@@ -328,7 +327,7 @@ def test_thinning_is_a_fixed_choice_of_the_seed(digits):
 
 
 def test_thinning_takes_rows_of_the_part_once_and_in_order_with_all_columns(digits):
-    task = tasks.class_task(digits, 3)
+    task = data.class_task(digits, 3)
     thin, whole = parts_of(task, 50, seed=3)["retain"], parts_of(task, 10_000, seed=3)["retain"]
     chosen = np.array([np.flatnonzero(whole.columns["id"] == i)[0] for i in thin.columns["id"]])
     assert len(chosen) == 50 and (np.diff(chosen) > 0).all()

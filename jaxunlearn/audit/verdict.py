@@ -1,8 +1,8 @@
 """The verdict on a method, rule v1: did it forget, by an exact test and in words?
 
-On each part S (forget, retain, adjacent, test, and test data of the forgotten kind) every model is a
-point (`distances`). A method's models and the oracles (true retrainings) are compared by the largest
-standardised energy over the parts, in an exact permutation test (`energy`). In this order:
+On each part S (forget, retain, adjacent, test, and test data of the forgotten kind) every model is
+a point (`distances`). A method's models and the oracles (true retrainings) are compared by the
+largest standardised energy over the parts, in an exact permutation test (`energy`). In this order:
 
     nothing to forget                    no forget example
     not informative                      there is nothing to measure with (reasons below): no score
@@ -29,8 +29,9 @@ A single model is judged by its rank among the oracles (`rank_of_one`).
 Departures from the bare rule: "elsewhere" needs a criterion, and takes the two above: a
 displacement within its sampling error, or within what another recipe does, has no sign.
 
-Test data of the forgotten kind (a class that is to go, say) is a part of its own: what happens there
-is forgetting, not damage, so it counts in the test and in recipe noise but never as collateral.
+Test data of the forgotten kind (a class that is to go, say) is a part of its own: what happens
+there is forgetting, not damage, so it counts in the test and in recipe noise but never as
+collateral.
 
 Source: this project.
 """

@@ -261,7 +261,7 @@ def test_the_words_and_the_version_of_the_rule_are_fixed():
 
 
 def test_test_data_of_the_forgotten_kind_is_tested_but_is_never_collateral():
-    """A method that differs from the oracles there alone is rejected, without damage or collateral."""
+    """A method that differs from the oracles there alone is rejected, without damage."""
     rng = np.random.default_rng(5)
     groups = Groups(range(12), range(12, 36), range(36, 48), [range(48, 60)])
 

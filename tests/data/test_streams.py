@@ -327,7 +327,8 @@ def rows():
 
 
 def test_a_grain_data_set_is_shuffled_the_same_way_in_every_pass():
-    grain = pytest.importorskip("grain")
+    import grain
+
     dataset = grain.MapDataset.source(rows()).seed(3).shuffle().batch(3)
     data = as_data(dataset)
     assert (data.num_examples, data.num_batches, data.batch_size) == (7, 3, 3)
@@ -340,7 +341,8 @@ def test_a_grain_data_set_is_shuffled_the_same_way_in_every_pass():
 
 
 def test_a_grain_data_set_without_end_or_without_batches_is_refused():
-    grain = pytest.importorskip("grain")
+    import grain
+
     source = grain.MapDataset.source
     with pytest.raises(ValueError, match="the data set repeats without end"):
         from_grain(source(rows()).repeat().batch(3))
@@ -351,6 +353,7 @@ def test_a_grain_data_set_without_end_or_without_batches_is_refused():
 
 
 def test_a_grain_iter_dataset_is_data_too():
-    grain = pytest.importorskip("grain")
+    import grain
+
     data = as_data(grain.MapDataset.source(rows()).batch(2).to_iter_dataset())
     np.testing.assert_array_equal(rows_that_count(data), table(7)["id"])
