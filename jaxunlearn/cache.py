@@ -12,7 +12,7 @@ what is met                          what happens
 ===================================  ==============================================================
 a sound entry                        read, verified, returned: a hit
 nothing                              made, published, returned
-a damaged or partial entry           moved to ``root/quarantine``, `DamagedEntryWarning`, made again
+a damaged or partial entry           moved to `root/quarantine`, `DamagedEntryWarning`, made again
 another process publishes it first   theirs is read and returned, ours dropped: all see one result
 disk full or read-only               `UnsavedEntryWarning`; the result is returned all the same
 remains of a killed process          swept away when something is next published
@@ -53,7 +53,7 @@ class UnsavedEntryWarning(UserWarning):
 class Cached(NamedTuple):
     """What `Cache.get_or_make` returns."""
 
-    tree: Any  # of the structure of ``like``
+    tree: Any  # of the structure of `like`
     hit: bool  # whether it was read instead of made
     name: str  # of the entry, a directory below the root
     seconds: float  # wall time of reading, or of making and storing
@@ -86,19 +86,19 @@ class Cache:
         *,
         label: str = "entry",
     ) -> Cached:
-        """Reads the result of ``make()`` if it was made before under this key, else makes it.
+        """Reads the result of `make()` if it was made before under this key, else makes it.
 
         Args:
-          key: JSON data, all that ``make`` depends on. Order of the entries does not matter.
+          key: JSON data, all that `make` depends on. Order of the entries does not matter.
           make: Makes the tree of arrays; called at most once.
           like: A tree of the same names, shapes and dtypes, as for `checkpoint.load`;
-            ``jax.eval_shape`` of what ``make`` computes is one.
-          label: How the name begins, for people. Every character outside ``A-Za-z0-9._-`` becomes
-            ``_``, so that nothing is ever written outside the root.
+            `jax.eval_shape` of what `make` computes is one.
+          label: How the name begins, for people. Every character outside `A-Za-z0-9._-` becomes
+            `_`, so that nothing is ever written outside the root.
 
         Raises:
           TypeError: The key is not JSON data; the message says which entry.
-          CheckpointMismatchError: ``make`` returned, or the entry is of, another tree.
+          CheckpointMismatchError: `make` returned, or the entry is of, another tree.
           ValueError: A link inside the root leads out of it.
         """
         start = time.perf_counter()
@@ -192,7 +192,7 @@ def entry_name(key: Mapping[str, Any], label: str = "entry") -> str:
 def code_version(*modules: ModuleType) -> str:
     """Hash of the code that decides a result: the given modules, JAX, the kind of device.
 
-    Of a module the bytes of its source file, of a package those of every ``.py`` file in it, as
+    Of a module the bytes of its source file, of a package those of every `.py` file in it, as
     they are on disk now; the versions of jax and jaxlib; the backend and kind of the default
     device; the settings of JAX that change numbers (64 bit, precision of products, random bits).
 
@@ -244,9 +244,9 @@ def _sources(module: ModuleType) -> list[tuple[str, bytes]]:
 
 
 def default_root() -> Path:
-    """``$JAXUNLEARN_CACHE``, else ``$XDG_CACHE_HOME/jaxunlearn``, else ``~/.cache/jaxunlearn``.
+    """`$JAXUNLEARN_CACHE`, else `$XDG_CACHE_HOME/jaxunlearn`, else `~/.cache/jaxunlearn`.
 
-    Empty variables count as unset, as does a relative ``XDG_CACHE_HOME`` (its standard says so).
+    Empty variables count as unset, as does a relative `XDG_CACHE_HOME` (its standard says so).
     """
     if chosen := os.environ.get("JAXUNLEARN_CACHE"):
         return Path(chosen).expanduser()

@@ -7,17 +7,17 @@ A checkpoint is one directory::
     path/manifest.json      names, shapes, dtypes, hashes, your metadata (`jaxunlearn.manifest`)
     path/arrays-<owner>/    the arrays, written and read by orbax
 
-Leaves go by their key path, ``dense/bias`` or ``0/mu/kernel``: a flat dictionary, whatever the
-containers were, so orbax never sees the structure and the ``like`` of ``load`` gives it back.
+Leaves go by their key path, `dense/bias` or `0/mu/kernel`: a flat dictionary, whatever the
+containers were, so orbax never sees the structure and the `like` of `load` gives it back.
 
 ============================================  =====================================================
 guarantee                                     how
 ============================================  =====================================================
 a kill leaves the whole checkpoint or none,   see `jaxunlearn.publishing`
-``overwrite=True`` never leaves a gap
+`overwrite=True` never leaves a gap
 damage is noticed before arrays are parsed    sha256 of every file, and of the bytes of every leaf
 no code is run                                JSON and arrays only; a pickle is refused by name
-remains of killed writers go away             the next ``save`` beside them sweeps
+remains of killed writers go away             the next `save` beside them sweeps
 ============================================  =====================================================
 
 Cost: a host copy of what is not on the host already; a save hashes the bytes twice and writes them
@@ -64,7 +64,7 @@ def save(
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Writes a tree of arrays to the directory ``path``, all of it or nothing.
+    """Writes a tree of arrays to the directory `path`, all of it or nothing.
 
     Args:
       path: A directory that does not exist yet; its parents are made. On a mounted file system.
@@ -72,17 +72,17 @@ def save(
         process) or of NumPy, of any numeric dtype, any shape (0-d and empty ones too).
       metadata: JSON data to keep beside the arrays: step, configuration, where it came from.
         Tuples come back as lists. `read_manifest` gives it back.
-      overwrite: Replace the checkpoint that is at ``path``. Readers see the old one until the new
+      overwrite: Replace the checkpoint that is at `path`. Readers see the old one until the new
         one is complete. Anything but a sound checkpoint is left alone and refused.
 
     Returns:
       The absolute path.
 
     Raises:
-      TypeError: A leaf is not an array of numbers, or ``metadata`` is not JSON data.
-      ValueError: ``path`` is a URL, or two leaves have one name (``{"a/b": .}`` and
-        ``{"a": {"b": .}}``).
-      FileExistsError: Something is at ``path`` and ``overwrite`` is False.
+      TypeError: A leaf is not an array of numbers, or `metadata` is not JSON data.
+      ValueError: `path` is a URL, or two leaves have one name (`{"a/b": .}` and
+        `{"a": {"b": .}}`).
+      FileExistsError: Something is at `path` and `overwrite` is False.
       CheckpointError: Disk full, directory read-only, ...; what was there before is untouched.
 
     >>> import tempfile
@@ -127,24 +127,24 @@ def save(
 
 
 def load(path: str | os.PathLike[str], like: Any) -> Any:
-    """Reads a checkpoint into the structure of ``like``, after checking all of it.
+    """Reads a checkpoint into the structure of `like`, after checking all of it.
 
     Args:
       path: What `save` wrote.
       like: A tree with the expected names, shapes and dtypes. A leaf says what is made of it:
 
         ==============================================  ===========================================
-        leaf of ``like``                                leaf that comes back
+        leaf of `like`                                leaf that comes back
         ==============================================  ===========================================
-        ``jax.ShapeDtypeStruct`` with a sharding        JAX array, so sharded
-        ``jax.ShapeDtypeStruct`` without                JAX array, on the default device
+        `jax.ShapeDtypeStruct` with a sharding        JAX array, so sharded
+        `jax.ShapeDtypeStruct` without                JAX array, on the default device
         JAX array put on a device or mesh on purpose    JAX array, sharded like it
         any other JAX array                             JAX array, on the default device
-        NumPy array or scalar                           NumPy array (of shape ``()`` for a scalar)
+        NumPy array or scalar                           NumPy array (of shape `()` for a scalar)
         ==============================================  ===========================================
 
     Returns:
-      A new tree of the structure of ``like``; ``like`` itself is only looked at.
+      A new tree of the structure of `like`; `like` itself is only looked at.
 
     Raises:
       FileNotFoundError: Nothing is there.
@@ -260,7 +260,7 @@ def _write_arrays(directory: Path, data: Mapping[str, np.ndarray]) -> None:
 
 
 def _read_arrays(directory: Path, abstract: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Reads arrays of exactly the shapes and dtypes of ``abstract``, whose values do not matter."""
+    """Reads arrays of exactly the shapes and dtypes of `abstract`, whose values do not matter."""
     stored = _as_stored(abstract)
     if stored:
         with _orbax() as checkpointer:
@@ -291,7 +291,7 @@ def _describe(leaf: Any, bits: np.ndarray) -> dict[str, Any]:
 
 
 def _place(bits: np.ndarray, like: Any, described: Mapping[str, Any]) -> Any:
-    """Makes of verified bits what the leaf of ``like`` asks for; the table in `load`."""
+    """Makes of verified bits what the leaf of `like` asks for; the table in `load`."""
     if isinstance(like, np.ndarray | np.generic):
         return bits
     leaf = bits

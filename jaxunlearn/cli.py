@@ -174,7 +174,7 @@ def _compare(options: argparse.Namespace) -> int:
 
     root = options.cache_dir or default_root()
     _use_all_cores(jax)
-    if not options.no_cache and not jax.config.jax_compilation_cache_dir:
+    if not options.no_cache and not jax.config.jax_compilation_cache_dir:  # type: ignore
         jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     from jaxunlearn import compare, data, presets, results

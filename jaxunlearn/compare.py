@@ -98,8 +98,8 @@ class Settings:
                 f"expected at least 2 seeds and 4 oracles, got {self.seeds} and {self.oracles}: "
                 "with fewer there is neither a floor nor an interval."
             )
-        if self.rows < 1:
-            raise ValueError(f"rows: expected at least 1, got {self.rows}.")
+        if self.rows < 1 or self.seed < 0:
+            raise ValueError(f"expected rows >= 1 and seed >= 0, got {self.rows} and {self.seed}.")
 
 
 def compare(
@@ -183,7 +183,8 @@ def compare(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             out, timing = _unlearned(network, method, originals, request, keys)
-        notes += [str(w.message) for w in _distinct(caught)]
+        told = "" if each.label == each.name else f"{each.label}: "
+        notes += [f"{told}{w.message}" for w in _distinct(caught)]
         add(
             each.label,
             "method",

@@ -6,17 +6,17 @@
 ============  ===================================================================================
 entry         what it holds
 ============  ===================================================================================
-``format``    ``"jaxunlearn.checkpoint"``
-``schema``    version of this layout, an integer; a newer one is refused
-``arrays``    name of the directory that holds the arrays, beside the manifest
-``leaves``    name -> ``shape``, ``dtype``, ``sha256`` of the bytes in C order; ``impl`` of a key
-``content``   see above
-``files``     name, relative to ``arrays`` -> ``bytes``, ``sha256``
-``metadata``  the caller's own JSON data
-``seal``      see above
+`format`    `"jaxunlearn.checkpoint"`
+`schema`    version of this layout, an integer; a newer one is refused
+`arrays`    name of the directory that holds the arrays, beside the manifest
+`leaves`    name -> `shape`, `dtype`, `sha256` of the bytes in C order; `impl` of a key
+`content`   see above
+`files`     name, relative to `arrays` -> `bytes`, `sha256`
+`metadata`  the caller's own JSON data
+`seal`      see above
 ============  ===================================================================================
 
-A leaf is named by its key path, ``dense/bias`` or ``0/mu/kernel``. The rule of the seal is the same
+A leaf is named by its key path, `dense/bias` or `0/mu/kernel`. The rule of the seal is the same
 in every later schema. Hashes find damage, not malice: who can write the files can also write the
 hashes.
 """
@@ -63,7 +63,7 @@ def absolute(path: str | os.PathLike[str]) -> Path:
 def write_manifest(
     directory: Path, arrays: str, leaves: Mapping[str, Any], metadata: Mapping[str, Any]
 ) -> None:
-    """Writes the sealed manifest of the arrays that lie in ``directory/arrays``.
+    """Writes the sealed manifest of the arrays that lie in `directory/arrays`.
 
     Args:
       directory: Of the checkpoint.
@@ -91,7 +91,7 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
       The entries of the module's table.
 
     Raises:
-      FileNotFoundError: Nothing is at ``path``.
+      FileNotFoundError: Nothing is at `path`.
       CheckpointError: Not a checkpoint, a damaged manifest, or one of a newer schema.
     """
     path = absolute(path)

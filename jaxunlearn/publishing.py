@@ -5,14 +5,14 @@
 ============================================  =====================================================
 guarantee                                     how
 ============================================  =====================================================
-a kill leaves the whole directory or none     built in a temporary sibling, fsynced, one ``rename``
+a kill leaves the whole directory or none     built in a temporary sibling, fsynced, one `rename`
 replacing never leaves a gap                  new arrays move in beside the old; replacing one file,
                                               the manifest, switches; then the old arrays go
 two writers never mix                         the second rename is refused by the system
 remains of killed writers go away             `sweep`, before the next is built beside them
 ============================================  =====================================================
 
-An owner is ``<machine>-<process>-<nonce>``: eight hex digits for the set of processes whose ids can
+An owner is `<machine>-<process>-<nonce>`: eight hex digits for the set of processes whose ids can
 be compared, a process id, and eight random hex digits. Owners are asked after only by name, so
 nothing is locked and no dead process can hold a lock.
 """
@@ -40,14 +40,14 @@ def new_owner() -> str:
 
 
 def temporary_beside(path: Path, owner: str) -> Path:
-    """Where to build what will be at ``path``: on the same file system, and known to `sweep`."""
+    """Where to build what will be at `path`: on the same file system, and known to `sweep`."""
     return path.parent / f".{path.name}.tmp-{owner}"
 
 
 def sweep(directory: str | os.PathLike[str]) -> list[Path]:
-    """Removes the temporaries that killed writers left in ``directory``; returns their paths.
+    """Removes the temporaries that killed writers left in `directory`; returns their paths.
 
-    A temporary says in its name who owns it, ``.<name>.tmp-<machine>-<process>-<nonce>``;
+    A temporary says in its name who owns it, `.<name>.tmp-<machine>-<process>-<nonce>`;
     nothing else is touched.
 
     ==========================================  ========================================
@@ -65,20 +65,20 @@ def sweep(directory: str | os.PathLike[str]) -> list[Path]:
 
 
 def publish(temporary: Path, path: Path, arrays: str, *, overwrite: bool) -> bool:
-    """Makes all of ``temporary`` durable, then visible at ``path`` in one step.
+    """Makes all of `temporary` durable, then visible at `path` in one step.
 
     Args:
-      temporary: A complete checkpoint: a manifest, and the directory ``arrays``.
+      temporary: A complete checkpoint: a manifest, and the directory `arrays`.
       path: On the same file system.
       arrays: Name of the directory of arrays, which no other checkpoint has.
-      overwrite: Whether a sound checkpoint that is at ``path`` is replaced.
+      overwrite: Whether a sound checkpoint that is at `path` is replaced.
 
     Returns:
-      False if something is at ``path`` and stays there.
+      False if something is at `path` and stays there.
 
     Raises:
-      OSError: It could not be done; what was at ``path`` before is untouched.
-      CheckpointError: What is at ``path`` is not a sound checkpoint to replace.
+      OSError: It could not be done; what was at `path` before is untouched.
+      CheckpointError: What is at `path` is not a sound checkpoint to replace.
     """
     # What comes before the switch may fail, and changes nothing then; what follows may not.
     for written in (*sorted(temporary.rglob("*")), temporary):

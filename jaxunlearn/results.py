@@ -22,6 +22,8 @@ each model's number.
 """
 
 import dataclasses
+import enum
+import hashlib
 import json
 import math
 import os
@@ -30,6 +32,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxunlearn import audit
@@ -115,7 +118,7 @@ def assemble(
             part: {"examples": len(labels[part]), "available": p.available, "words": p.words}
             for part, p in parts.items()
         },
-        "floors": judged.floors if judged else {},
+        "floors": (judged.floors if judged else None) or {},
         "floor": metrics.floor(),
         "rows": rows,
         "curves": {g.label: metrics.curve(g) for g in groups if g.role != "recipe"},
@@ -176,16 +179,20 @@ def _headline(status: str, rows: list[dict], task: Task) -> str:
         (
             row
             for row in tried
-            if row["verdict"]["gap_closed"] and row["verdict"]["verdict"] != "collapsed"
+            if row["verdict"]["verdict"] != "collapsed"
+            and row["verdict"]["gap_closed"]
+            and row["verdict"]["gap_closed"].value > 0
         ),
         key=lambda row: row["verdict"]["gap_closed"].value,
         default=None,
     )
     ask = f"Asked to forget {task.words} of {task.source.name}"
+    if not tried:
+        return f"{ask}; no approximate method was tried."
     if good:
         return f"{ask}, {_listed(good)} cannot be told from true retraining beyond recipe noise."
     if closest is None:
-        return f"{ask}, no method gave usable models."
+        return f"{ask}, no method came nearer to true retraining than doing nothing."
     verdict = closest["verdict"]
     return (
         f"{ask}, none of {len(tried)} approximate methods matches true retraining; the nearest on "
@@ -207,7 +214,9 @@ def plain(value: Any) -> Any:
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | range):
         return [plain(v) for v in value]
-    if isinstance(value, np.ndarray | np.generic) or hasattr(value, "__jax_array__"):
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
         return plain(np.asarray(value).tolist())
     if isinstance(value, bool) or value is None or isinstance(value, str | int):
         return value
@@ -217,8 +226,12 @@ def plain(value: Any) -> Any:
 
 
 def write(results: Results, path: Path) -> Path:
-    """Writes `results.json` whole or not at all: a temporary sibling, then a rename."""
-    text = json.dumps(results.record, indent=1, allow_nan=False)
+    """Writes `results.json` whole or not at all: a temporary sibling, then a rename.
+
+    A hash of every field is stored with it, so that `read` can tell what was edited since.
+    """
+    record = results.record | {"hashes": _hashes(results.record)}
+    text = json.dumps(record, indent=1, allow_nan=False)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -237,18 +250,34 @@ def read(path: Path) -> Results:
     """The results in a `results.json`.
 
     Raises:
-      ValueError: not JSON, not a comparison, or of a newer schema than this version understands.
+      ValueError: not JSON, not a comparison, of a newer schema than this version understands, or
+        edited since it was written; the field is named.
     """
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not a results file ({error}).") from None
     schema = record.get("schema") if isinstance(record, dict) else None
-    if not isinstance(schema, int) or record.get("kind") != "jaxunlearn compare":
+    if type(schema) is not int or record.get("kind") != "jaxunlearn compare":
         raise ValueError(f"{path}: not the results of a jaxunlearn comparison (no schema number).")
     if schema > SCHEMA:
         raise ValueError(
             f"{path}: schema {schema} is newer than {SCHEMA}, the newest this version reads. "
             "Upgrade jaxunlearn."
         )
+    stored = record.pop("hashes", None)
+    found = _hashes(record)
+    stored = stored if isinstance(stored, dict) else {}
+    for field in sorted(stored.keys() | found.keys()):
+        if stored.get(field) != found.get(field):
+            raise ValueError(
+                f"{path}: '{field}' is not what was written: the file was edited, or a field added "
+                "or removed. Run the comparison again."
+            )
     return Results(record)
+
+
+def _hashes(record: Mapping[str, Any]) -> dict[str, str]:
+    """field -> sha256 of its canonical JSON."""
+    texts = {field: json.dumps(value, sort_keys=True) for field, value in record.items()}
+    return {field: hashlib.sha256(text.encode()).hexdigest() for field, text in texts.items()}

@@ -76,33 +76,41 @@ class Judge:
     """Verdicts of all groups against one set of oracles: the matrices are computed once."""
 
     def __init__(self, groups: list[Group], labels: Mapping, classes: int, settings: Any):
-        present = [p for p in audit.PARTS if p in labels and len(labels[p])]
-        stacked = {p: np.concatenate([g.logits[p] for g in groups]) for p in present}
-        self.matrices = {p: audit.hellinger_matrix(z) for p, z in stacked.items()}
-        scores = {p: audit.part_scores(z, labels[p]) for p, z in stacked.items()}
-        self.accuracies = {p: s.accuracy for p, s in scores.items() if s is not None}
+        self.matrices: dict[str, np.ndarray] = {}
+        self.accuracies: dict[str, np.ndarray] = {}
+        for part in audit.PARTS:
+            if part in labels and len(labels[part]):
+                logits = np.concatenate([g.logits[part] for g in groups])
+                matrix = audit.hellinger_matrix(logits)
+                scores = audit.part_scores(logits, labels[part])
+                assert matrix is not None and scores is not None
+                self.matrices[part], self.accuracies[part] = matrix, scores.accuracy
         ends = np.cumsum([0, *(len(g.logits["forget"]) for g in groups)])
-        self.indices = {
-            g.label: range(a, b) for g, a, b in zip(groups, ends, ends[1:], strict=False)
-        }
-        by_role = {role: [self.indices[g.label] for g in groups if g.role == role] for role in
-                   ("original", "oracle", "recipe")}  # fmt: skip
-        self.original, self.oracle, self.recipes = (
-            by_role["original"][0],
-            by_role["oracle"][0],
-            by_role["recipe"],
+        spans = zip(groups, ends[:-1], ends[1:], strict=True)
+        self.indices = {g.label: range(first, last) for g, first, last in spans}
+        self.original, self.oracle = (
+            next(self.indices[g.label] for g in groups if g.role == role)
+            for role in ("original", "oracle")
         )
+        self.recipes = [self.indices[g.label] for g in groups if g.role == "recipe"]
         self.chance = 1 / classes
         self.settings = settings
-        raw = audit.recipe_floor(
+        self.floors = self._floors()
+
+    def _floors(self) -> dict[str, audit.Floor] | None:
+        """Recipe floors; None where a reference model is not finite (then nothing is judged)."""
+        reference = [*self.oracle, *(i for recipe in self.recipes for i in recipe)]
+        if not all(
+            np.isfinite(m[np.ix_(reference, reference)]).all() for m in self.matrices.values()
+        ):
+            return None
+        return audit.recipe_floor(
             self.matrices,
             self.oracle,
             self.recipes,
-            permutations=settings.permutations,
-            seed=settings.seed,
+            permutations=self.settings.permutations,
+            seed=self.settings.seed,
         )
-        self.raw_floors = raw
-        self.floors = {part: floor._asdict() for part, floor in raw.items()}
 
     def __call__(self, group: Group) -> dict[str, Any] | None:
         if group.role == "oracle":
@@ -124,7 +132,7 @@ class Judge:
             accuracies=self.accuracies,
             chance=self.chance,
             paired=group.facts.get("method") != "retrain",
-            floors=self.raw_floors,
+            floors=self.floors,
             permutations=self.settings.permutations,
             resamples=self.settings.resamples,
             seed=self.settings.seed,

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from unittest import mock
 
+import jax
 import pytest
 
 from jaxunlearn import cli, compare, presets, results
@@ -220,7 +221,13 @@ def test_a_comparison_that_says_nothing_exits_with_3_and_writes_its_files(tmp_pa
         capture_output=True,
         text=True,
         timeout=300,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"},
+        env=os.environ
+        | {
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        },
     )
     assert done.returncode == cli.NOT_INFORMATIVE == 3, done.stderr
     said = " ".join(done.stdout.split())
