@@ -9,7 +9,7 @@
 | class    | digits          | class:3     | 16 originals, 32 oracles                           |
 | subclass | digits:odd_even | subclass:3  | 16 originals, 32 oracles                           |
 | random   | digits          | random:0.05 | 16 originals, 32 oracles                           |
-| mnist    | mnist           | class:3     | 4 originals, 8 oracles; 3 epochs, parts <= 2000 rows |
+| mnist    | mnist           | class:3     | 8 originals, 16 oracles; 5 epochs, parts <= 2000 rows |
 
 Each is exactly what the `jaxunlearn compare` command in its record does: the default methods with
 their presets, nothing read from a cache of models or of programs, so that the seconds are those of
@@ -48,7 +48,7 @@ COMPARISONS = {
     "mnist": Comparison(
         "mnist",
         "class:3",
-        compare.Settings(presets.Recipe(epochs=3), seeds=4, oracles=8, rows=2000),
+        compare.Settings(presets.Recipe(epochs=5), seeds=8, oracles=16, rows=2000),
     ),
 }
 
@@ -60,7 +60,7 @@ def command(comparison: Comparison, methods: str | None = None) -> str:
         >>> command(COMPARISONS["class"])
         'jaxunlearn compare --source digits --forget class:3'
         >>> command(COMPARISONS["mnist"])
-        'jaxunlearn compare --source mnist --forget class:3 --epochs 3 --seeds 4 --oracles 8 --rows 2000'
+        'jaxunlearn compare --source mnist --forget class:3 --epochs 5 --seeds 8 --oracles 16 --rows 2000'
     """  # noqa: E501
     words = ["jaxunlearn", "compare", "--source", comparison.source, "--forget", comparison.forget]
     words += ["--methods", methods] if methods else []

@@ -98,8 +98,10 @@ class Settings:
                 f"expected at least 2 seeds and 4 oracles, got {self.seeds} and {self.oracles}: "
                 "with fewer there is neither a floor nor an interval."
             )
-        if self.rows < 1 or self.seed < 0:
-            raise ValueError(f"expected rows >= 1 and seed >= 0, got {self.rows} and {self.seed}.")
+        if self.rows < 1:
+            raise ValueError(f"rows: expected at least 1, got {self.rows}.")
+        if self.seed < 0:
+            raise ValueError(f"seed: expected an integer >= 0, got {self.seed}.")
 
 
 def compare(

@@ -409,6 +409,7 @@ def test_no_more_rows_of_a_part_are_evaluated_than_asked_for(task):
         ({"seeds": 1}, "expected at least 2 seeds and 4 oracles, got 1 and 32"),
         ({"oracles": 3}, "expected at least 2 seeds and 4 oracles, got 16 and 3"),
         ({"rows": 0}, "rows: expected at least 1, got 0"),
+        ({"seed": -1}, "seed: expected an integer >= 0, got -1"),
     ],
 )
 def test_too_few_of_anything_are_refused(change, message):
