@@ -39,8 +39,8 @@ Every number here is read from a file in `experiments/results/` by
 which command makes which file.
 
 **No setting was calibrated.** The settings of the methods are rules in `jaxunlearn/presets.py` that
-know the training recipe and the kind of task, not the oracles of the request. They were set once, by
-hand, while class 3 and random 5 % of digits were in view (a first rate of NegGrad+ and random
+know the training recipe and the kind of task, not the oracles of the request. They were set once,
+by hand, while class 3 and random 5 % of digits were in view (a first rate of NegGrad+ and random
 labels, four times as large, damaged more there). Another setting may do better, and a method that
 fails here has failed at this setting, on this network and on these data.
 

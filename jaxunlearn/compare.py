@@ -185,8 +185,8 @@ def compare(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             out, timing = _unlearned(network, method, originals, request, keys)
-        told = "" if each.label == each.name else f"{each.label}: "
-        notes += [f"{told}{w.message}" for w in _distinct(caught)]
+        said = [str(w.message).removeprefix(f"{each.name}: ") for w in _distinct(caught)]
+        notes += [f"{each.label}: {text}" for text in said]
         add(
             each.label,
             "method",

@@ -227,7 +227,11 @@ def test_ssd_that_cannot_select_changes_nothing_and_is_noted(run):
     assert run.row(IDLE)["scores"] == run.row("original")["scores"]
     assert run.row(IDLE)["info"]["selected"] == [0.0] * 3
     (note,) = [note for note in run.record["notes"] if "I_f/I_full" in note]
-    assert note.startswith("ssd: ") and "n/n_f = 10," in note and "effective_batch=64" in note
+    assert (
+        note.startswith(f"{IDLE}: these importances")
+        and "n/n_f = 10," in note
+        and "effective_batch=64" in note
+    )
 
 
 def test_nothing_to_forget_changes_nothing_and_scores_nothing(source):
