@@ -29,7 +29,9 @@ def paragraph(text: str, indent: str = "") -> str:
 def origin(record: Mapping[str, Any]) -> str:
     """Date, seconds, processor and versions: never the name of the machine."""
     made_on, versions = record["machine"], record["versions"]
-    listed = ", ".join(f"{n} {version}" for n, version in versions.items() if n != "machine")
+    listed = ", ".join(
+        f"{n} {version}" for n, version in versions.items() if n not in ("machine", "code")
+    )
     return (
         f"Made on {record['date']} in {record['seconds']:.0f} s, compilation included, on "
         f"{made_on['cores']} cores of {made_on['cpu']} ({made_on['system']}; JAX devices: "

@@ -346,6 +346,7 @@ def versions() -> dict[str, str]:
         | found
         | {
             "python": platform.python_version(),
+            "code": code_version(*_CODE_THAT_TRAINS),
             "machine": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
         }
     )

@@ -18,7 +18,8 @@ refused, never guessed at. Undefined numbers are null, never 0 and never NaN.
 | curves | label -> mean ROC of the loss attack                                                  |
 
 A summary is {"value", "low", "high", "per_model"}: mean over models, its bootstrap interval, and
-each model's number.
+each model's number. KLoM is a number of the whole group: its interval is over examples, and it has
+no number per model.
 """
 
 import dataclasses

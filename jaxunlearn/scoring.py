@@ -190,12 +190,20 @@ class Metrics:
         return found
 
     def _klom(self, group: Group, part: str) -> dict[str, Any] | None:
+        """KLoM of the whole group: its interval is over examples, since one model has no KLoM."""
         own = audit.margins(group.logits[part], self.labels[part])
         try:
-            found = audit.klom_summary(audit.klom(self.margins[part], own))
+            values = audit.klom(self.margins[part], own)
         except ValueError:  # a model without finite margins has no KLoM
             return None
-        return None if found is None else {"value": found.mean, "quantile95": found.quantile95}
+        found = audit.klom_summary(values)
+        if found is None:
+            return None
+        rng = np.random.default_rng(self.settings.seed)
+        interval = audit.mean_interval(values, rng=rng, resamples=self.settings.resamples)
+        assert interval is not None
+        ends = {"low": interval.low, "high": interval.high}
+        return {"value": found.mean, **ends, "quantile95": found.quantile95}
 
     def tug_of_war(self, group: Group) -> dict[str, Any] | None:
         if self.oracle is None:

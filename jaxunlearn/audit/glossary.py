@@ -60,7 +60,8 @@ METRICS: dict[str, tuple[str, str]] = {
     "klom": (
         "KLoM",
         "Divergence of the distribution of margins over models from the oracles', averaged over "
-        "examples. Lower is nearer; the floor is far from 0 with few models.",
+        "examples; so is the interval. Lower is nearer; the floor is far from 0 with few "
+        "models.",
     ),
     "tug_of_war": (
         "Tug of war",
