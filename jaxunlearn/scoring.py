@@ -197,7 +197,7 @@ class Metrics:
         except ValueError:  # a model without finite margins has no KLoM
             return None
         found = audit.klom_summary(values)
-        if found is None:
+        if values is None or found is None:
             return None
         rng = np.random.default_rng(self.settings.seed)
         interval = audit.mean_interval(values, rng=rng, resamples=self.settings.resamples)
