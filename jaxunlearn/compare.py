@@ -237,31 +237,35 @@ def _trained(
 ) -> tuple[Params, Timing]:
     tx = recipe.tx
 
-    def one(key: Key) -> Params:
-        return training.train(network, tx, data, key=key, epochs=recipe.epochs).params
+    def many(keys: Key, data: Data) -> Params:  # data as an argument: no constant of the program
+        def one(key: Key) -> Params:
+            return training.train(network, tx, data, key=key, epochs=recipe.epochs).params
 
-    many = ensemble(one)
+        return ensemble(one)(keys)
+
     if cache is None:
-        return _timed(many, keys)
+        return _timed(many, keys, data)
     timing = Timing(0.0, 0.0)
 
     def make() -> Params:
         nonlocal timing
-        params, timing = _timed(many, keys)
+        params, timing = _timed(many, keys, data)
         return params
 
-    found = cache.get_or_make(address, make, jax.eval_shape(many, keys))
+    found = cache.get_or_make(address, make, jax.eval_shape(many, keys, data))
     return found.tree, timing
 
 
 def _unlearned(
     network: model.Model, method: Method, originals: Params, request: Any, keys: Key
 ) -> Any:
-    def one(params: Params, key: Key) -> Any:
-        out = method.unlearn(network, params, request, key)
-        return out._replace(model=None)
+    def many(originals: Params, request: Any, keys: Key) -> Any:
+        def one(params: Params, key: Key) -> Any:
+            return method.unlearn(network, params, request, key)._replace(model=None)
 
-    return _timed(ensemble(one), originals, keys)
+        return ensemble(one)(originals, keys)
+
+    return _timed(many, originals, request, keys)
 
 
 def _distinct(caught: list) -> list:

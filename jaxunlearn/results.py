@@ -195,10 +195,13 @@ def _headline(status: str, rows: list[dict], task: Task) -> str:
     if closest is None:
         return f"{ask}, no method came nearer to true retraining than doing nothing."
     verdict = closest["verdict"]
+    cost = verdict["collateral"]
+    price = "" if cost is None else f" at {cost.value:.2g} recipe floors of collateral"
     return (
         f"{ask}, none of {len(tried)} approximate methods matches true retraining; the nearest on "
         f"forget data is {closest['label']}, which closes "
-        f"{100 * verdict['gap_closed'].value:.0f} % of the gap and is {verdict['verdict']}."
+        f"{100 * verdict['gap_closed'].value:.0f} % of the gap{price} "
+        f"(verdict: {verdict['verdict']})."
     )
 
 
