@@ -322,6 +322,6 @@ def test_a_mention_of_a_machine_is_caught(parts):
     assert private_mentions("".join(parts))
 
 
-@pytest.mark.parametrize("text", ["frame/work/x", "~/work/x", "$HOME/work/x", "work/main"])
+@pytest.mark.parametrize("text", ["frame/home/x", "~/home/x", "$HOME/home/x", "home/main"])
 def test_ordinary_paths_are_left_alone(text):
     assert private_mentions(text) == []
