@@ -5,7 +5,6 @@ tracing or before anything is compiled.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxunlearn.data.duplicates import row_hashes
 from jaxunlearn.data.streams import InMemory, Stream, as_data, is_traced
-from jaxunlearn.losses import check_per_example
+from jaxunlearn.losses import check_labels, check_per_example, num_classes
 from jaxunlearn.model import Model
 from jaxunlearn.typing import Batch, Data, Params
 
@@ -57,16 +57,6 @@ def _refusal(name: str, what: str, needs: Iterable[str]) -> AccessError:
 
 
 # ------------------------------------------------------------------------------- what comes in
-
-
-def check_key(name: str, key: Any) -> None:
-    """Raises `TypeError` unless `key` is one typed key."""
-    if isinstance(key, Withheld):
-        return
-    dtype = getattr(key, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or key.shape != ():
-        came = type(key).__name__ if dtype is None else f"{dtype} of shape {key.shape}"
-        raise TypeError(f"{name}: expected one typed key, jax.random.key(seed), got {came}.")
 
 
 def is_empty(data: Data | None) -> bool:
@@ -131,32 +121,20 @@ def _check_labels(name: str, model: Model, params: Params, data: InMemory | Stre
         columns = sorted(set(example) - {"weight"})
         raise ValueError(f"{name} needs labels, but the data has no column 'y', only {columns}.")
     check_per_example(model.loss, params, example)
-    outputs = jax.eval_shape(model.outputs, params, example).shape
-    integer = jnp.issubdtype(example["y"].dtype, jnp.integer)
-    if not integer or len(outputs) != example["y"].ndim + 1:
+    classes = num_classes(model.outputs, params, example)
+    if classes is None:
         return data  # targets, not classes
-    classes = outputs[-1]
 
-    def check(columns: Batch) -> Batch:
-        labels = np.asarray(columns["y"])
-        bad = (labels < 0) | (labels >= classes)
-        bad = bad.reshape(len(bad), -1).any(axis=1)
-        if "weight" in columns:
-            bad &= np.asarray(columns["weight"]) > 0
-        if bad.any():
-            row = int(np.argmax(bad))
-            raise ValueError(
-                f"{name}: labels must lie in [0, {classes}), the model's outputs, but row {row} "
-                f"has {labels[row]}."
-            )
+    def checked(columns: Batch) -> Batch:
+        check_labels(name, columns, classes)
         return columns
 
     if isinstance(data, InMemory):
         if not is_traced(data):
-            check(data.arrays)
+            checked(data.arrays)
         return data
     before = data.transform
-    return dataclasses.replace(data, transform=lambda batch: check(before(batch)))
+    return dataclasses.replace(data, transform=lambda batch: checked(before(batch)))
 
 
 def check_disjoint(forget: InMemory, retain: InMemory) -> None:
@@ -171,9 +149,10 @@ def check_disjoint(forget: InMemory, retain: InMemory) -> None:
             raise ValueError(f"forget and retain overlap in {shared.size} ids, first {shared[0]}.")
         return
     columns = [c for c in ("x", "y") if c in forget and c in retain]
-    seen = {digest for _, digest in _row_hashes(forget, columns)}
-    for row, digest in _row_hashes(retain, columns):
-        if digest in seen:
+    seen = set(_contents(forget, columns))
+    for place, content in enumerate(_contents(retain, columns)):
+        if content in seen:
+            row = _counting(retain)[place]
             raise ValueError(
                 f"forget and retain overlap: row {row} of retain has the content of a forget row. "
                 "If they are different examples, give both an 'id' column."
@@ -186,11 +165,8 @@ def _counting(data: InMemory) -> np.ndarray:
     return np.flatnonzero(weight > 0)
 
 
-def _row_hashes(data: InMemory, columns: list[str]) -> Iterator[tuple[int, bytes]]:
-    arrays = [np.ascontiguousarray(data[c]) for c in columns]
-    for row in _counting(data) if columns else ():
-        content = b"".join(a[row].tobytes() for a in arrays)
-        yield int(row), hashlib.blake2b(content, digest_size=16).digest()
+def _contents(data: InMemory, columns: list[str]) -> list[bytes]:
+    return row_hashes(*(np.asarray(data[c])[_counting(data)] for c in columns))
 
 
 # ----------------------------------------------------------------------------- what is taken away

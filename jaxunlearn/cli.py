@@ -13,7 +13,6 @@ Progress and warnings go to standard error, what was found to standard output.
 import argparse
 import contextlib
 import dataclasses
-import difflib
 import math
 import os
 import re
@@ -21,9 +20,11 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+from jaxunlearn.naming import closest
 
 NOT_INFORMATIVE = 3
 
@@ -40,21 +41,17 @@ class _Parser(argparse.ArgumentParser):
     def _unknown(self, word: str) -> str:
         if not word.startswith("-"):
             return f"{word!r} is one word too many. See --help."
-        return f"unknown option {word}. Did you mean {_near(word, _options(self))}? See --help."
+        return f"unknown option {word}. Did you mean {closest(word, _options(self))}? See --help."
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            near, known = _near(str(value), action.choices), ", ".join(map(str, action.choices))
+            near, known = closest(str(value), action.choices), ", ".join(map(str, action.choices))
             self.error(
                 f"unknown {action.metavar} {value!r}. Did you mean {near}? There are: {known}."
             )
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"jaxunlearn: {message}\n")
-
-
-def _near(word: str, choices: Iterable[str]) -> str:
-    return difflib.get_close_matches(word, list(choices), n=1, cutoff=0.0)[0]
 
 
 def _options(parser: argparse.ArgumentParser) -> list[str]:
@@ -171,6 +168,7 @@ def _compare(options: argparse.Namespace) -> int:
     import jax
 
     from jaxunlearn.cache import Cache, default_root
+    from jaxunlearn.publishing import publish_text
 
     root = options.cache_dir or default_root()
     _use_all_cores(jax)
@@ -201,7 +199,7 @@ def _compare(options: argparse.Namespace) -> int:
     print(report.table(record))
     written = [
         results.write(found, folder / "results.json"),
-        _write_text(folder / "report.html", report.html(record)),
+        publish_text(folder / "report.html", report.html(record)),
         folder / "report.png",
     ]
     report.png(record, written[-1])
@@ -229,13 +227,6 @@ def _folder(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     if not os.access(path, os.W_OK):
         raise ValueError(f"--out {path} cannot be written to.")
-    return path
-
-
-def _write_text(path: Path, text: str) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
     return path
 
 

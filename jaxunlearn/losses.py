@@ -127,25 +127,32 @@ def check_per_example(loss: Callable[[Params, Batch], Array], params: Params, ba
         )
 
 
-def check_labels(
-    outputs: Callable[[Params, Batch], Array], params: Params, batch: Batch, where: str
-) -> None:
-    """Raises unless every integer label y of `batch` lies in [0, C), C the model's last axis.
+def num_classes(
+    outputs: Callable[[Params, Batch], Array], params: Params, batch: Batch
+) -> int | None:
+    """C, the last axis of the model's outputs, if `"y"` holds classes; None for other targets.
 
-    Only where the labels have the shape of the outputs without the class axis; integer targets of a
-    regression are left alone. Needs concrete labels; the model is traced abstractly.
+    Classes are integers of the shape of the outputs without their last axis. Nothing is computed.
+    """
+    labels = batch["y"]
+    shape = jax.eval_shape(outputs, params, batch).shape
+    integer = jnp.issubdtype(labels.dtype, jnp.integer)
+    return shape[-1] if integer and labels.shape == shape[:-1] else None
+
+
+def check_labels(where: str, batch: Batch, classes: int) -> None:
+    """Raises unless every label of positive weight lies in [0, classes). Needs concrete labels.
 
     Raises:
       ValueError: naming the first bad row and its label.
     """
     labels = np.asarray(batch["y"])
-    shape = jax.eval_shape(outputs, params, batch).shape
-    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != shape[:-1]:
-        return
-    bad = (labels < 0) | (labels >= shape[-1])
+    bad = ((labels < 0) | (labels >= classes)).reshape(len(labels), -1).any(axis=1)
+    if "weight" in batch:
+        bad &= np.asarray(batch["weight"]) > 0
     if bad.any():
-        row = tuple(int(i) for i in np.argwhere(bad)[0])
+        row = int(np.argmax(bad))
         raise ValueError(
-            f"{where}: labels must lie in [0, {shape[-1]}), the classes of the model's outputs, "
-            f"but row {row[0]} has {labels[row]}."
+            f"{where}: labels must lie in [0, {classes}), the classes of the model's outputs, "
+            f"but row {row} has {labels[row]}."
         )

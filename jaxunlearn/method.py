@@ -47,7 +47,6 @@ from jaxunlearn.boundary import NEEDS as NEEDS
 from jaxunlearn.boundary import AccessError as AccessError
 from jaxunlearn.boundary import (
     Withheld,
-    check_key,
     check_present,
     check_same_structure,
     check_values,
@@ -60,7 +59,7 @@ from jaxunlearn.boundary import check_disjoint as check_disjoint
 from jaxunlearn.boundary import without_labels as without_labels
 from jaxunlearn.data.streams import InMemory, as_data, is_traced
 from jaxunlearn.model import Model, freeze_statistics, join_statistics, rebase, split_statistics
-from jaxunlearn.typing import Array, Data, Key, Params, Score
+from jaxunlearn.typing import Array, Data, Key, Params, Score, check_key
 
 EXACT_BITWISE = "exact-bitwise"
 EMPIRICAL = "empirical"
@@ -221,7 +220,8 @@ def _check_kinds(name: str, model: Any, request: Any, key: Any) -> Request:
         raise TypeError(
             f"{name}: expected a Request(forget=..., retain=...), got {type(request).__name__}."
         )
-    check_key(name, key)
+    if not isinstance(key, Withheld):
+        check_key(name, key)
     fields: list[Any] = [
         data if data is None or isinstance(data, Withheld) else as_data(data) for data in request
     ]

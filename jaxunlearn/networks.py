@@ -21,7 +21,6 @@ and gradients then mean nothing, and rows of weight 0 enter the statistics. The 
 twin has neither problem; prefer it wherever a method needs per-example gradients.
 """
 
-import difflib
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -33,6 +32,7 @@ from flax import linen, nnx
 
 from .convolution import conv_as_matmul as conv_as_matmul
 from .convolution import convolve as convolve
+from .naming import closest
 from .typing import Array
 
 _Conv = partial(nnx.Conv, conv_general_dilated=convolve)
@@ -449,7 +449,7 @@ def build(
     names = ("mlp", *_NETWORKS)
     shape = tuple(int(size) for size in input_shape)
     if name not in names:
-        near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.0)[0]
+        near = closest(str(name).lower(), names)
         raise ValueError(
             f"unknown network {name!r}: did you mean {near!r}? Expected one of {', '.join(names)}."
         )

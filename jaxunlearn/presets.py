@@ -24,8 +24,9 @@ import optax
 
 from jaxunlearn import methods
 from jaxunlearn.method import Method
+from jaxunlearn.naming import nearest as nearest
 from jaxunlearn.specification import Specified as Specified
-from jaxunlearn.specification import nearest, parse
+from jaxunlearn.specification import parse
 
 
 @dataclasses.dataclass(frozen=True)

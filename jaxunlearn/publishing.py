@@ -111,6 +111,19 @@ def _replace(temporary: Path, path: Path, arrays: str) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def publish_text(path: Path, text: str) -> Path:
+    """Writes one file whole or not at all: a temporary sibling, fsynced, then one rename."""
+    temporary = path.with_name(f".{path.name}.tmp-{new_owner()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        _fsync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path
+
+
 def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -27,8 +27,6 @@ import enum
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +36,7 @@ import numpy as np
 
 from jaxunlearn import audit
 from jaxunlearn.data.tasks import Task
+from jaxunlearn.publishing import publish_text
 from jaxunlearn.scoring import Group as Group
 from jaxunlearn.scoring import Judge, Metrics
 from jaxunlearn.scoring import Part as Part
@@ -235,19 +234,7 @@ def write(results: Results, path: Path) -> Path:
     A hash of every field is stored with it, so that `read` can tell what was edited since.
     """
     record = results.record | {"hashes": _hashes(results.record)}
-    text = json.dumps(record, indent=1, allow_nan=False)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
+    return publish_text(path, json.dumps(record, indent=1, allow_nan=False))
 
 
 def read(path: Path) -> Results:

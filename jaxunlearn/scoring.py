@@ -6,6 +6,7 @@ are computed once), `Metrics` computes loss, accuracy, agreement, KLoM, tug-of-w
 membership attack, each beside the same metric between two independent halves of the oracles.
 """
 
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -66,7 +67,8 @@ def parts_of(task: Task, rows: int, seed: int) -> dict[str, Part]:
         if part == "test" and "forget" not in task.parts("test"):
             words = "test examples"
         if count > rows:
-            keep = np.sort(np.random.default_rng([seed, len(part)]).permutation(count)[:rows])
+            rng = np.random.default_rng([seed, zlib.crc32(part.encode())])
+            keep = np.sort(rng.permutation(count)[:rows])
             columns = {column: values[keep] for column, values in columns.items()}
         found[part] = Part(columns, words, count)
     return found

@@ -15,10 +15,11 @@ The text has the form of Python and is parsed by its parser, but nothing of it i
 """
 
 import ast
-import difflib
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Any, NamedTuple
+
+from jaxunlearn.naming import nearest
 
 
 class Specified(NamedTuple):
@@ -101,15 +102,3 @@ def _specified(node: ast.expr, known: Collection[str]) -> Specified:
             raise ValueError(f"methods: {_short(written)}: {keyword.arg} is given twice.")
         changes[keyword.arg] = value
     return Specified(written, target.id, changes)
-
-
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """The end of an error message about a word that is not among the choices.
-
-    Example:
-      >>> nearest("sdd", ["ssd", "retrain"])
-      "'sdd' is unknown. Did you mean 'ssd'? There are: ssd, retrain."
-    """
-    names = list(choices)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.0)
-    return f"{word!r} is unknown. Did you mean {near[0]!r}? There are: {', '.join(names)}."

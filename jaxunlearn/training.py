@@ -23,10 +23,10 @@ from jaxunlearn.loop import FitState as FitState
 from jaxunlearn.loop import Plan, feed_steps, scan_chunks, scan_steps, start
 from jaxunlearn.loop import Status as Status
 from jaxunlearn.loop import Step as Step
-from jaxunlearn.losses import check_labels, check_per_example
+from jaxunlearn.losses import check_labels, check_per_example, num_classes
 from jaxunlearn.model import Model, split_statistics
 from jaxunlearn.objectives import Objective, training
-from jaxunlearn.typing import Array, Data, Key, Params
+from jaxunlearn.typing import Array, Data, Key, Params, check_key
 
 
 class FitInfo(NamedTuple):
@@ -113,7 +113,7 @@ def fit(
       >>> print(out.params)
       2.0
     """
-    _check_key(key)
+    check_key("fit", key)
     streams = _streams(data)
     epoch = next(iter(streams.values())).num_batches
     total = _length(epochs, steps, epoch)
@@ -153,16 +153,6 @@ def fit(
         FitInfo(losses, state.status, state.step, state.best_score),
         state,
     )
-
-
-def _check_key(key: Any) -> None:
-    typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if not typed or key.shape != ():
-        raise TypeError(
-            "fit: expected one typed key, jax.random.key(seed), got "
-            f"{getattr(key, 'dtype', type(key).__name__)} of shape {getattr(key, 'shape', ())}. "
-            "For several keys see jaxunlearn.ensemble."
-        )
 
 
 def _streams(data: Any) -> dict[str, Any]:
@@ -246,7 +236,7 @@ def train(
             "train: this model has no `init`, so it cannot be trained from scratch. "
             "Give from_nnx a factory `rngs -> module`, or Model(..., init=...)."
         )
-    _check_key(key)
+    check_key("train", key)
     init_key, fit_key = jax.random.split(key)
     data = as_data(data)
     params = model.init(init_key)
@@ -255,6 +245,8 @@ def train(
         batch = data.arrays if isinstance(data, InMemory) else next(iter(data))
         check_per_example(model.loss, params, batch)
         if "y" in batch and not is_traced(batch):
-            check_labels(model.outputs, params, batch, "train")
+            classes = num_classes(model.outputs, params, batch)
+            if classes is not None:
+                check_labels("train", batch, classes)
     objective = training(model, statistics=statistics)
     return fit(objective, tx, weights, data, key=fit_key, epochs=epochs, **options)

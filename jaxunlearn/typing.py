@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 
 Array: TypeAlias = jax.Array
 Params: TypeAlias = Any
@@ -40,3 +41,14 @@ class Data(Protocol):
     def num_batches(self) -> int: ...
 
     def __iter__(self) -> Iterator[Batch]: ...
+
+
+def check_key(where: str, key: Any) -> None:
+    """Raises `TypeError` unless `key` is one typed key."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or key.shape != ():
+        came = type(key).__name__ if dtype is None else f"{dtype} of shape {key.shape}"
+        raise TypeError(
+            f"{where}: expected one typed key, jax.random.key(seed), got {came}. "
+            "For several keys see jaxunlearn.ensemble."
+        )

@@ -117,8 +117,16 @@ def test_a_per_example_loss_is_accepted_without_being_computed():
 @pytest.mark.parametrize(("label", "row"), [(3, 2), (-1, 0)])
 def test_a_label_outside_the_classes_is_refused_with_its_row(label, row):
     batch = BATCH | {"y": BATCH["y"].at[row].set(label)}
-    outputs = lambda p, b: b["x"] @ p  # noqa: E731
     with pytest.raises(ValueError, match=rf"here: .* \[0, 3\), .* row {row} has {label}"):
-        losses.check_labels(outputs, jnp.ones((2, 3)), batch, "here")
-    losses.check_labels(outputs, jnp.ones((2, 3)), BATCH, "here")
-    losses.check_labels(lambda p, b: b["x"] @ p[:, 0], jnp.ones((2, 3)), batch, "regression")
+        losses.check_labels("here", batch, 3)
+    losses.check_labels("here", BATCH, 3)
+    padded = batch | {"weight": jnp.ones(len(batch["y"])).at[row].set(0)}
+    losses.check_labels("padding", padded, 3)
+
+
+def test_classes_are_told_from_other_targets_without_computing_anything():
+    params = jax.ShapeDtypeStruct((2, 3), jnp.float32)
+    assert losses.num_classes(lambda p, b: b["x"] @ p, params, BATCH) == 3
+    assert losses.num_classes(lambda p, b: b["x"] @ p[:, 0], params, BATCH) is None
+    real = BATCH | {"y": BATCH["y"].astype(jnp.float32)}
+    assert losses.num_classes(lambda p, b: b["x"] @ p, params, real) is None

@@ -197,6 +197,16 @@ def test_rows_with_the_same_content_overlap_unless_ids_tell_them_apart():
     check_disjoint(forget.drop("id"), retain)
 
 
+def test_padding_rows_never_overlap_and_do_not_shift_the_row_that_does():
+    forget, retain = REQUEST.forget.drop("id"), REQUEST.retain
+    x = retain["x"].at[1].set(forget["x"][5]).at[3].set(forget["x"][6])
+    copied = retain.replace(x=x, y=retain["y"].at[jnp.array([1, 3])].set(0))
+    weight = jnp.ones(retain.num_examples)
+    check_disjoint(forget, copied.replace(weight=weight.at[jnp.array([1, 3])].set(0)))
+    with pytest.raises(ValueError, match="row 3 of retain has the content"):
+        check_disjoint(forget, copied.replace(weight=weight.at[1].set(0)))
+
+
 def test_values_cannot_be_checked_inside_jit_and_are_not():
     broken = jax.tree.map(lambda p: p.at[0].set(jnp.nan), PARAMS)
     out = jax.jit(scale(0.5).unlearn)(MODEL, broken, REQUEST, KEY)

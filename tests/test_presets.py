@@ -10,8 +10,9 @@ import pytest
 
 from jaxunlearn import Method, Request, methods, presets
 from jaxunlearn.model import Model
+from jaxunlearn.naming import nearest
 from jaxunlearn.presets import PRESETS, Recipe, build, catalogue, parse_methods
-from jaxunlearn.specification import nearest, parse
+from jaxunlearn.specification import parse
 
 RECIPE = Recipe()
 KINDS = ("class", "subclass", "random", "group", "ids")

@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 
 from jaxunlearn.data.images import image_source
-from jaxunlearn.data.sources import Source, did_you_mean
+from jaxunlearn.data.sources import Source
+from jaxunlearn.naming import did_you_mean
 
 MAX_ARCHIVE_BYTES = 2**31  # more than all of CIFAR-10, less than what a small machine chokes on
 # What reading a damaged zip file can raise (NotImplementedError is a RuntimeError).

@@ -44,7 +44,7 @@ def near_duplicates(
     """
     counts = []
     for rows in (retain, test):
-        equal = _among(_content(rows), _content(forget))
+        equal = _among(row_hashes(rows), row_hashes(forget))
         near = _near(rows[~equal], forget, radius) if radius > 0 else np.zeros(0, bool)
         counts += [int(equal.sum()), int(near.sum())]
     return NearDuplicates(*counts, radius=radius)
@@ -57,11 +57,11 @@ def equal_rows(mask: np.ndarray, *columns: np.ndarray) -> np.ndarray:
       >>> equal_rows(np.array([True, False, False]), np.array([7, 8, 7])).tolist()
       [True, False, True]
     """
-    content = _content(*columns)
+    content = row_hashes(*columns)
     return _among(content, [content[row] for row in np.flatnonzero(mask)])
 
 
-def _content(*columns: np.ndarray) -> list[bytes]:
+def row_hashes(*columns: np.ndarray) -> list[bytes]:
     """One 16-byte hash a row, over the bytes of all `columns`."""
     views = [np.ascontiguousarray(c).view(np.uint8).reshape(len(c), -1) for c in columns if len(c)]
     digests = []
@@ -85,7 +85,7 @@ def _near(rows: np.ndarray, targets: np.ndarray, radius: float) -> np.ndarray:
     found = np.zeros(len(rows), bool)
     if not len(rows) or not len(targets):
         return found
-    targets = targets[list({h: i for i, h in enumerate(_content(targets))}.values())]
+    targets = targets[list({h: i for i, h in enumerate(row_hashes(targets))}.values())]
     rows, targets = rows.reshape(len(rows), -1), targets.reshape(len(targets), -1)
     sample = np.concatenate([part[:: len(part) // 500 + 1] for part in (rows, targets)])
     _, _, basis = np.linalg.svd(sample - sample.mean(0), full_matrices=False)

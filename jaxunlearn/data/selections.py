@@ -26,8 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn.data.sources import SPLITS, Source, did_you_mean
+from jaxunlearn.data.sources import SPLITS, Source
 from jaxunlearn.data.tasks import Task, make_task
+from jaxunlearn.naming import did_you_mean
 
 
 def class_task(source: Source, classes: Any, *, duplicates: str = "raise") -> Task:

@@ -20,17 +20,17 @@ scaled is said in `jaxunlearn.data.archives`, where TFDS directories lie in `jax
 """
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from jaxunlearn.data.columns import check_columns
+from jaxunlearn.naming import did_you_mean
 
 Columns: TypeAlias = Mapping[str, np.ndarray]
 
@@ -43,18 +43,6 @@ _DIGITS_LABELS: dict[str, tuple[str, ...]] = {
     "loop": ("without loop", "with loop"),
 }
 _LOOPED_DIGITS = (0, 6, 8, 9)
-
-
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """The end of an error message: the nearest of `choices`, if any is near, and all of them.
-
-    Example:
-      >>> did_you_mean("minst", ["digits", "mnist"])
-      "Did you mean 'mnist'? Known: digits, mnist."
-    """
-    names = list(choices)
-    near = difflib.get_close_matches(word, names, n=1)
-    return (f"Did you mean '{near[0]}'? " if near else "") + f"Known: {', '.join(names)}."
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -13,8 +13,9 @@ from jaxunlearn.data.selections import (
     random_task,
     subclass_task,
 )
-from jaxunlearn.data.sources import Source, did_you_mean
+from jaxunlearn.data.sources import Source
 from jaxunlearn.data.tasks import Task
+from jaxunlearn.naming import did_you_mean
 
 _FORMS = {
     "class": "class:3 or class:3,5",

@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxunlearn.data.duplicates import NearDuplicates, equal_rows, near_duplicates
-from jaxunlearn.data.sources import SPLITS, Columns, Source, did_you_mean
+from jaxunlearn.data.sources import SPLITS, Columns, Source
 from jaxunlearn.data.streams import InMemory, in_memory
+from jaxunlearn.naming import did_you_mean
 
 if TYPE_CHECKING:
     from jaxunlearn.method import Request

@@ -34,7 +34,8 @@ from typing import Any
 import numpy as np
 
 from jaxunlearn.data.images import image_source
-from jaxunlearn.data.sources import SPLITS, Source, did_you_mean
+from jaxunlearn.data.sources import SPLITS, Source
+from jaxunlearn.naming import did_you_mean
 
 
 def tfds_source(
