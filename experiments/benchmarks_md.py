@@ -7,6 +7,7 @@
 |---------------------------|----------------------------------------------------------------|
 | `NAME/results.json`       | a section: what was asked, findings, scores, distances, floors |
 | `ensemble.json`           | the section on many models as one program                      |
+| `continual.json`          | the section on continual learning                              |
 | none                      | an error; no empty page is written                             |
 
 The same files give the same bytes: no clock, no machine and no random number is read here. Numbers
@@ -17,11 +18,11 @@ them follow from the records by rules, and an undefined number is the word "unde
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import sections
+from experiments import continual_section, sections
 from experiments.benchmarks import ensemble
 from experiments.benchmarks.section import many_models
 from experiments.comparisons import COMPARISONS, RESULTS
@@ -60,17 +61,28 @@ How to read the tables:
 """
 
 
-def markdown(comparisons: Mapping[str, Record], benchmark: Record | None = None) -> str:
+# Files that become one section each: name -> (path -> record, record -> Markdown).
+FURTHER: dict[str, tuple[Callable[[Path], Record], Callable[[Record], str]]] = {
+    "continual.json": (continual_section.read, continual_section.continual),
+}
+
+
+def markdown(
+    comparisons: Mapping[str, Record],
+    benchmark: Record | None = None,
+    further: Sequence[str] = (),
+) -> str:
     """BENCHMARKS.md as text.
 
     Args:
       comparisons: name -> record of a comparison, in the order of the sections.
       benchmark: record of `experiments.benchmarks.ensemble`, or None.
+      further: sections that stand at the end, as Markdown.
 
     Raises:
-      ValueError: there is neither a comparison nor a benchmark.
+      ValueError: there is nothing to show.
     """
-    if not comparisons and benchmark is None:
+    if not comparisons and benchmark is None and not further:
         raise ValueError(
             "no results to tabulate: expected NAME/results.json or ensemble.json. Run "
             "`python -m experiments.comparisons` first."
@@ -80,6 +92,7 @@ def markdown(comparisons: Mapping[str, Record], benchmark: Record | None = None)
         blocks.append(sections.overview(list(comparisons.values())))
     blocks += [sections.comparison(record) for record in comparisons.values()]
     blocks += [many_models(benchmark)] if benchmark else []
+    blocks += further
     return "\n\n".join(blocks) + "\n"
 
 
@@ -97,6 +110,19 @@ def read(folder: Path) -> tuple[dict[str, Record], Record | None]:
     comparisons: dict[str, Record] = {name: results.read(found[name]).record for name in names}
     path = folder / "ensemble.json"
     return comparisons, _benchmark(path) if path.exists() else None
+
+
+def read_further(folder: Path) -> list[str]:
+    """The sections of the files of `FURTHER` that are in a folder of results.
+
+    Raises:
+      ValueError: a file that is not what its name says, or of another schema.
+    """
+    return [
+        show(read_one(folder / name))
+        for name, (read_one, show) in FURTHER.items()
+        if (folder / name).exists()
+    ]
 
 
 def _benchmark(path: Path) -> Record:
@@ -122,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--check", action="store_true", help="write nothing; 1 if the page is out of date")
     options = parser.parse_args(arguments)
     try:
-        text = markdown(*read(options.results))
+        text = markdown(*read(options.results), read_further(options.results))
     except ValueError as error:
         print(f"benchmarks_md: {error}", file=sys.stderr)
         return 2

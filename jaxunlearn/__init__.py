@@ -8,8 +8,12 @@ the `__init__` of its sub-packages import is the public surface; nothing else is
 """
 
 from . import data as data
+from . import distillation as distillation
+from . import flatness as flatness
 from . import losses as losses
 from . import objectives as objectives
+from . import penalties as penalties
+from . import transforms as transforms
 from .batch_stats import refresh_batch_stats as refresh_batch_stats
 from .ensembles import ensemble as ensemble
 from .method import AccessError as AccessError
@@ -21,13 +25,22 @@ from .method import chain as chain
 from .method import exact as exact
 from .method import keep_best as keep_best
 from .method import masked as masked
+from .methods import assd as assd
 from .methods import descent as descent
+from .methods import features_labels as features_labels
 from .methods import finetune as finetune
+from .methods import fisher_forgetting as fisher_forgetting
 from .methods import gradient_ascent as gradient_ascent
+from .methods import influence as influence
+from .methods import info_theoretic as info_theoretic
+from .methods import jit_lipschitz as jit_lipschitz
+from .methods import lfssd as lfssd
 from .methods import neggrad_plus as neggrad_plus
 from .methods import random_labels as random_labels
 from .methods import retrain as retrain
 from .methods import ssd as ssd
+from .methods import win_u as win_u
+from .methods.edits.win_u import win_u_curvature as win_u_curvature
 from .model import Model as Model
 from .model import from_linen as from_linen
 from .model import from_nnx as from_nnx

@@ -121,20 +121,7 @@ def conv_as_matmul(
             out_sharding,
         )
 
-    edges = [(0, 0, 0), *((int(low), int(high), 0) for low, high in padding), (0, 0, 0)]
-    x = lax.pad(lhs, jnp.zeros((), lhs.dtype), edges)
-    steps = [(p - e) // s for p, e, s in zip(padded, extent, strides, strict=True)]
-
-    def shifted(position: tuple[int, ...]) -> Array:
-        """(n, *out_spatial, i): what this kernel position reads for every output pixel."""
-        start = [k * d for k, d in zip(position, dilation, strict=True)]
-        stop = [a + s * m + 1 for a, s, m in zip(start, strides, steps, strict=True)]
-        n, channels = x.shape[0], x.shape[-1]
-        return lax.slice(x, (0, *start, 0), (n, *stop, channels), (1, *strides, 1))
-
-    patches = lax.concatenate(
-        [shifted(position) for position in itertools.product(*map(range, window))], rank + 1
-    )
+    patches = patches_of(lhs, window, strides, padding, (1,) * rank, dilation)
     return lax.dot_general(
         patches,
         rhs.reshape(-1, rhs.shape[-1]),
@@ -142,6 +129,45 @@ def conv_as_matmul(
         precision=precision,
         preferred_element_type=preferred_element_type,
     )
+
+
+def patches_of(
+    x: Array,
+    window: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int],
+    rhs_dilation: Sequence[int],
+) -> Array:
+    """What a convolution reads for each output pixel, one strided slice for each kernel position.
+
+    Args:
+        x: (n, *spatial, i), channels last.
+        window: kernel size for each spatial axis.
+        strides: stride of the window for each spatial axis.
+        padding: (low, high) for each spatial axis; negative padding crops.
+        lhs_dilation: spacing of the input pixels for each spatial axis.
+        rhs_dilation: spacing of the kernel's positions for each spatial axis.
+
+    Returns:
+        (n, *out_spatial, prod(window) * i); kernel position first, then channel, which is the order
+        of a kernel (*window, i, o) read as a matrix.
+    """
+    edges = [(int(low), int(high), d - 1) for (low, high), d in zip(padding, lhs_dilation, strict=True)]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    reach = [(k - 1) * d + 1 for k, d in zip(window, rhs_dilation, strict=True)]
+    sizes = zip(x.shape[1:-1], reach, strides, strict=True)
+    steps = [(size - extent) // s for size, extent, s in sizes]
+
+    def shifted(position: tuple[int, ...]) -> Array:
+        """(n, *out_spatial, i): what this kernel position reads for every output pixel."""
+        start = [k * d for k, d in zip(position, rhs_dilation, strict=True)]
+        stop = [a + s * m + 1 for a, s, m in zip(start, strides, steps, strict=True)]
+        n, channels = x.shape[0], x.shape[-1]
+        return lax.slice(x, (0, *start, 0), (n, *stop, channels), (1, *strides, 1))
+
+    positions = itertools.product(*map(range, window))
+    return lax.concatenate([shifted(position) for position in positions], x.ndim - 1)
 
 
 def convolve(*args: Any, **kwargs: Any) -> Array:

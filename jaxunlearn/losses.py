@@ -2,13 +2,14 @@
 
     cross_entropy    l_i = -log softmax(z_i)[y_i]       nats, summed over positions if there are any
     squared_error    l_i = sum_k (f_ik - y_ik)^2        in the squared unit of the target
+    local_cross_entropy, binary_cross_entropy           over some of the classes, nats
 
 Nothing here averages over examples: a loss that mixes examples has no per-example gradient, and
 unlearning needs those. `weighted_mean` is the one reduction, and the only place where `"weight"` is
 read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -41,17 +42,118 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
       >>> print(cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3])))
       [1.3862944 1.3862944]
     """
+    _check_classes("cross_entropy", logits, labels)
+    return _sum_of_each(optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+def _check_classes(where: str, logits: Array, labels: Array) -> None:
+    """Raises unless labels are integers of the shape of the logits without the class axis."""
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(
-            f"cross_entropy: labels must be integer classes, got dtype {labels.dtype}. "
+            f"{where}: labels must be integer classes, got dtype {labels.dtype}. "
             "For real targets use losses.squared_error."
         )
     if logits.ndim < 2 or labels.shape != logits.shape[:-1]:
         raise ValueError(
-            "cross_entropy: labels must have the shape of the logits without the class axis, "
+            f"{where}: labels must have the shape of the logits without the class axis, "
             f"got logits {logits.shape} and labels {labels.shape}."
         )
-    return _sum_of_each(optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+def class_mask(classes: Sequence[int] | Array | None, num_classes: int) -> Array:
+    """Which of C classes are meant, as a bool array (C,).
+
+    Args:
+      classes: integers in [0, C), each counted once; or a bool array (C,), which may be traced, so
+        that one compiled program serves every set of classes; or None for all.
+      num_classes: C.
+
+    Raises:
+      ValueError: an integer outside [0, C), or an array that is not bool (C,).
+
+    Example:
+      >>> print(class_mask((0, 2), 3))
+      [ True False  True]
+    """
+    if classes is None:
+        return jnp.ones(num_classes, bool)
+    if isinstance(classes, jax.Array | np.ndarray):
+        if classes.dtype != bool or classes.shape != (num_classes,):
+            raise ValueError(
+                f"classes: expected integers, or a bool array of shape ({num_classes},), one entry "
+                f"a class, got an array of {classes.dtype} {classes.shape}."
+            )
+        return jnp.asarray(classes)
+    chosen = [int(c) for c in classes]
+    outside = [c for c in chosen if not 0 <= c < num_classes]
+    if outside:
+        raise ValueError(
+            f"classes: expected integers in [0, {num_classes}), the classes of the model's "
+            f"outputs, got {outside[0]}."
+        )
+    return jnp.asarray(np.isin(np.arange(num_classes), chosen))
+
+
+def local_cross_entropy(
+    logits: Array, labels: Array, classes: Sequence[int] | Array | None = None
+) -> Array:
+    """l_i = log sum_{k in K} exp z_ik - z_i[y_i]: cross-entropy among the classes K only.
+
+    What continual learning trains a new task with: the logits of other classes are not pushed down
+    by examples that could not have been theirs.
+
+    Args:
+      logits: (n, ..., C) float.
+      labels: (n, ...) integers in K.
+      classes: K, as for `class_mask`; None: all, which is `cross_entropy`.
+
+    Returns:
+      (n,) float, nats, summed over positions. NaN, with zero gradient, for an example with a label
+      outside K, so that a run ends there and nothing wrong is learnt silently.
+
+    Raises:
+      TypeError, ValueError: as for `cross_entropy` and `class_mask`.
+
+    Example:
+      >>> print(local_cross_entropy(jnp.zeros((1, 4)), jnp.array([1]), classes=(0, 1)))
+      [0.6931472]
+    """
+    mask = class_mask(classes, logits.shape[-1])
+    among = jnp.broadcast_to(mask, logits.shape)
+    losses = cross_entropy(jnp.where(among, logits, jnp.finfo(logits.dtype).min / 4), labels)
+    outside = (labels < 0) | (labels >= mask.size) | ~mask[jnp.clip(labels, 0, mask.size - 1)]
+    return jnp.where(outside.reshape(losses.shape[0], -1).any(axis=1), jnp.nan, losses)
+
+
+def binary_cross_entropy(
+    logits: Array, labels: Array, classes: Sequence[int] | Array | None = None
+) -> Array:
+    """l_i = -sum_{k in K} [y_i = k] log s(z_ik) + [y_i != k] log(1 - s(z_ik)), s the logistic.
+
+    One classifier per class, none of which competes with another; a label outside K says "none of
+    these".
+
+    Args:
+      logits: (n, ..., C) float.
+      labels: (n, ...) integers.
+      classes: K, as for `class_mask`; None: all.
+
+    Returns:
+      (n,) float, nats, summed over K and over positions.
+
+    Raises:
+      TypeError, ValueError: as for `cross_entropy` and `class_mask`.
+
+    Example:
+      >>> print(binary_cross_entropy(jnp.zeros((1, 4)), jnp.array([1]), classes=(0, 1)))
+      [1.3862944]
+    """
+    _check_classes("binary_cross_entropy", logits, labels)
+    mask = jnp.broadcast_to(class_mask(classes, logits.shape[-1]), logits.shape)
+    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    return _sum_of_each(
+        jnp.where(mask, optax.losses.sigmoid_binary_cross_entropy(logits, targets), 0)
+    )
 
 
 def squared_error(predictions: Array, targets: Array) -> Array:

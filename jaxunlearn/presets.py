@@ -93,6 +93,11 @@ def _third(recipe: Recipe) -> int:
     return max(1, math.ceil(recipe.epochs / 3))
 
 
+def _sgd_rate(recipe: Recipe) -> float:
+    """eta of Adam; an SGD recipe has about 25 times that of an Adam recipe that trains alike."""
+    return recipe.learning_rate / (25 if recipe.optimizer == "sgd" else 1)
+
+
 PRESETS: dict[str, Preset] = {
     "retrain": Preset(
         lambda kind, recipe, classes: {
@@ -116,6 +121,20 @@ PRESETS: dict[str, Preset] = {
         },
         "eta / 10 until the forget loss is that of guessing",
     ),
+    "jit_lipschitz": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": 0.15 * _sgd_rate(recipe),
+            "optimizer": "sgd",
+        },
+        "one pass of SGD at 0.15 eta (0.006 eta if the recipe is SGD), sigma 0.5",
+    ),
+    "info_theoretic": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": 3 * _sgd_rate(recipe),
+            "optimizer": "sgd",
+        },
+        "one pass of SGD at 3 eta (0.12 eta if the recipe is SGD)",
+    ),
     "neggrad_plus": Preset(
         lambda kind, recipe, classes: {
             "learning_rate": recipe.learning_rate / 4,
@@ -131,9 +150,33 @@ PRESETS: dict[str, Preset] = {
         },
         "eta / 4 for a tenth of the epochs",
     ),
+    "features_labels": Preset(
+        lambda kind, recipe, classes: {"curvature": "ggn", "damping": 10.0},
+        "removal with the generalised Gauss-Newton matrix, damping 10 beside the sum of losses",
+    ),
+    "influence": Preset(
+        lambda kind, recipe, classes: {"curvature": "woodfisher", "alpha": 20.0},
+        "the published recursion over 1000 retained examples, alpha 20",
+    ),
     "ssd": Preset(
         lambda kind, recipe, classes: {"alpha": 5.0, "effective_batch": 1},
         "alpha 5 on exact per-example importances, lambda 1",
+    ),
+    "lfssd": Preset(
+        lambda kind, recipe, classes: {"alpha": 1.3 if kind in ("random", "ids") else 3.0},
+        "alpha 3, or 1.3 to forget examples of all kinds; absolute per-example gradients, lambda 1",
+    ),
+    "assd": Preset(
+        lambda kind, recipe, classes: {},
+        "as published: there is nothing to set",
+    ),
+    "fisher_forgetting": Preset(
+        lambda kind, recipe, classes: {"alpha": 1e-6},
+        "alpha 1e-6 on the exact Fisher of the retained data",
+    ),
+    "win_u": Preset(
+        lambda kind, recipe, classes: {"leaves": "head", "damping": 1.0},
+        "the head alone, dense, damping 1",
     ),
 }
 

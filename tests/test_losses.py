@@ -130,3 +130,76 @@ def test_classes_are_told_from_other_targets_without_computing_anything():
     assert losses.num_classes(lambda p, b: b["x"] @ p[:, 0], params, BATCH) is None
     real = BATCH | {"y": BATCH["y"].astype(jnp.float32)}
     assert losses.num_classes(lambda p, b: b["x"] @ p, params, real) is None
+
+
+# Some of the classes
+
+
+def test_a_local_cross_entropy_is_that_of_the_logits_cut_out(x64):
+    rng = np.random.default_rng(0)
+    logits, labels = jnp.asarray(rng.standard_normal((6, 5))), jnp.array([1, 3, 1, 3, 3, 1])
+    cut = losses.cross_entropy(logits[:, jnp.array([1, 3])], (labels == 3).astype(int))
+    mask = jnp.array([False, True, False, True, False])
+    for classes in ((1, 3), (3, 1, 1), mask):
+        ours = losses.local_cross_entropy(logits, labels, classes)
+        np.testing.assert_allclose(ours, cut, rtol=1e-12)
+    slope = jax.grad(lambda z: losses.local_cross_entropy(z, labels, mask).sum())(logits)
+    assert slope[:, mask].all() and not slope[:, ~mask].any()
+    every = losses.local_cross_entropy(logits, labels)
+    np.testing.assert_allclose(every, losses.cross_entropy(logits, labels), rtol=1e-12)
+
+
+def test_a_label_that_is_not_among_the_classes_ends_a_run_but_moves_nothing():
+    logits, labels = jnp.zeros((3, 4)), jnp.array([0, 2, 7])
+    ours = losses.local_cross_entropy(logits, labels, (0, 1))
+    np.testing.assert_array_equal(jnp.isnan(ours), [False, True, True])
+    slope = jax.grad(lambda z: losses.local_cross_entropy(z, labels, (0, 1)).sum())(logits)
+    assert slope[0].any() and not slope[1:].any()
+    kept = losses.weighted_mean(ours, {"weight": jnp.array([1.0, 0.0, 0.0])})
+    np.testing.assert_allclose(kept, np.log(2), rtol=1e-6)
+
+
+def test_a_binary_cross_entropy_is_one_log_loss_per_class(x64):
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    logits, labels = rng.standard_normal((6, 3)), np.array([0, 1, 2, 2, 1, 0])
+    p = 1 / (1 + np.exp(-logits))
+
+    def theirs(classes):
+        return sum(
+            np.array([metrics.log_loss([y == k], [[1 - q, q]], labels=[0, 1])
+                      for y, q in zip(labels, p[:, k], strict=True)])
+            for k in classes
+        )  # fmt: skip
+
+    ours = losses.binary_cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
+    np.testing.assert_allclose(ours, theirs(range(3)), rtol=1e-10)
+    some = losses.binary_cross_entropy(jnp.asarray(logits), jnp.asarray(labels), (0, 2))
+    np.testing.assert_allclose(some, theirs((0, 2)), rtol=1e-10)
+
+
+def test_losses_over_classes_add_up_the_positions_of_an_example():
+    logits = jax.random.normal(jax.random.key(0), (2, 5, 3))
+    labels = jnp.array([[0, 1, 1, 0, 1], [1, 1, 0, 1, 0]])
+    for loss in (losses.local_cross_entropy, losses.binary_cross_entropy):
+        apart = [loss(logits[:, t], labels[:, t], (0, 1)) for t in range(5)]
+        np.testing.assert_allclose(loss(logits, labels, (0, 1)), sum(apart), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ((0, 3), r"expected integers in \[0, 3\).*got 3"),
+        ((-1,), r"expected integers in \[0, 3\).*got -1"),
+        (np.ones(2, bool), r"bool array of shape \(3,\).*got an array of bool \(2,\)"),
+        (jnp.arange(3), r"bool array of shape \(3,\).*got an array of int32 \(3,\)"),
+    ],
+)
+def test_classes_that_are_not_there_are_refused(classes, message):
+    with pytest.raises(ValueError, match=message):
+        losses.class_mask(classes, 3)
+
+
+def test_binary_cross_entropy_refuses_what_would_broadcast():
+    with pytest.raises(ValueError, match="binary_cross_entropy: labels must have the shape"):
+        losses.binary_cross_entropy(jnp.zeros((2, 3)), jnp.zeros((2, 1), int))

@@ -259,6 +259,15 @@ def test_a_preset_knows_the_kind_of_task_and_the_number_of_classes():
     assert PRESETS["gradient_ascent"].arguments("class", RECIPE, 7)["stop_at_chance"] == 7
 
 
+@pytest.mark.parametrize("name", ["jit_lipschitz", "info_theoretic"])
+def test_a_preset_that_names_sgd_reads_the_rate_of_an_sgd_recipe_as_one(name):
+    """Adam of 2e-3 and SGD of 0.05 train alike, and the method takes the same steps after both."""
+    recipes = (Recipe(learning_rate=2e-3), Recipe(optimizer="sgd", learning_rate=0.05))
+    adam, sgd = (PRESETS[name].arguments("class", recipe, 10) for recipe in recipes)
+    assert adam["optimizer"] == sgd["optimizer"] == "sgd"
+    assert adam["learning_rate"] == pytest.approx(sgd["learning_rate"])
+
+
 def test_a_preset_never_shortens_a_run_to_nothing():
     short = dataclasses.replace(RECIPE, epochs=1)
     for preset in PRESETS.values():

@@ -11,6 +11,7 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn import objectives
+from jaxunlearn.flatness import directional_slopes, slope_penalty
 from jaxunlearn.losses import weighted_mean
 from jaxunlearn.methods.descent.random_labels import _ForgetFirst
 from jaxunlearn.training import Status
@@ -56,6 +57,17 @@ def test_a_descent_is_fit_with_the_same_arguments(case):
     )
     laws.close(out.params, fitted.params)
     np.testing.assert_allclose(out.info.losses, fitted.info.losses, rtol=1e-4)
+
+
+def test_a_descent_without_labels_has_none_to_read(case):
+    """What reads none does the same; what reads the model's loss is refused."""
+    objective = partial(slope_penalty, slopes=directional_slopes, samples=2)
+    blind = partial(ju.descent, tx=TX, epochs=1, on=("forget",), labels=False)
+    assert blind(objective).needs == {"forget", "key"}
+    seeing = ju.descent(objective, TX, epochs=1, on=("forget",))
+    laws.bits(unlearn(blind(objective), case).params, unlearn(seeing, case).params)
+    with pytest.raises(ju.AccessError, match="its needs are .'forget', 'key'"):
+        unlearn(blind(objectives.ascent), case)
 
 
 # ------------------------------------------------------------------------------------ finetune

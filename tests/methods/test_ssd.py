@@ -13,12 +13,17 @@ import pytest
 from sklearn.datasets import load_digits
 
 import jaxunlearn as ju
-from jaxunlearn.methods.edits.ssd import (
+from jaxunlearn.checkpoint import save
+from jaxunlearn.curvature import second_moment
+from jaxunlearn.methods.edits import dampening
+from jaxunlearn.methods.edits.dampening import NothingSelectedWarning, dampen
+from jaxunlearn.methods.edits.moments import (
     Moments,
-    NothingSelectedWarning,
-    dampen,
     importance,
+    load_moments,
     moments_of,
+    remainder,
+    save_moments,
     union,
 )
 from tests.suite import cases, laws
@@ -34,7 +39,7 @@ def unlearn(case, **options):
 
 
 def importances(case, batch=1, batching="random"):
-    both = [moments_of(case.model, case.params, d, True) for d in case.request[:2]]
+    both = [moments_of(case.model, case.params, d, by_class=True) for d in case.request[:2]]
     return importance(both[0], batch, batching), importance(union(*both), batch, batching)
 
 
@@ -65,9 +70,10 @@ def test_weights_only_shrink_and_the_others_keep_their_bits(case, reference):
 
 
 def test_a_higher_threshold_selects_a_subset(case):
+    i_f, i_full = importances(case, 64)
     chosen = []
     for alpha in (0.5, 1.0, 2.0, 4.0):
-        out = unlearn(case, alpha=alpha).params
+        out = dampen(case.params, i_f, i_full, alpha)
         chosen.append(
             np.concatenate([
                 np.float32(a).ravel() != np.float32(b).ravel()
@@ -80,10 +86,12 @@ def test_a_higher_threshold_selects_a_subset(case):
 
 
 def test_more_dampening_constant_shrinks_less(case):
-    sizes = [unlearn(case, dampening=d, **MODERATE).params for d in (0.0, 0.1, 1.0)]
+    i_f, i_full = importances(case, 64)
+    sizes = [dampen(case.params, i_f, i_full, 1.2, d) for d in (0.0, 0.1, 1.0)]
     for less, more in itertools.pairwise(sizes):
         for a, b in zip(jax.tree.leaves(less), jax.tree.leaves(more), strict=True):
             assert (jnp.abs(a) <= jnp.abs(b)).all()
+    assert laws.different(sizes[0], sizes[1]) and laws.different(sizes[1], sizes[2])
 
 
 @pytest.mark.parametrize("factor", [0.25, 8.0])
@@ -137,12 +145,12 @@ def test_random_batches_equal_all_fifteen_pairs(single):
     assert len(pairs) == 15
     squares = [jax.tree.map(lambda a, b: ((a + b) / 2) ** 2, *pair) for pair in pairs]
     expected = jax.tree.map(lambda *s: np.mean(s, axis=0), *squares)
-    got = importance(moments_of(single.model, single.params, data, False), 2)
+    got = importance(moments_of(single.model, single.params, data), 2)
     chex.assert_trees_all_close(got, expected, rtol=1e-4, atol=1e-7)
 
 
 def test_one_class_is_random_batches_of_an_infinite_population(single):
-    moments = moments_of(single.model, single.params, single.request.forget, True)
+    moments = moments_of(single.model, single.params, single.request.forget, by_class=True)
     classes = importance(moments, 4, "class")
     infinite = importance(moments._replace(count=jnp.float32(1e12)), 4, "random")
     chex.assert_trees_all_close(classes, infinite, rtol=1e-4, atol=1e-8)
@@ -150,9 +158,9 @@ def test_one_class_is_random_batches_of_an_infinite_population(single):
 
 def test_class_batches_weigh_each_class_by_its_share(single):
     data = single.request.retain.take(np.arange(12))  # eight of class 1, four of class 2
-    got = importance(moments_of(single.model, single.params, data, True), 4, "class")
+    got = importance(moments_of(single.model, single.params, data, by_class=True), 4, "class")
     parts = [data.take(np.arange(8)), data.take(np.arange(8, 12))]
-    each = [moments_of(single.model, single.params, part, False) for part in parts]
+    each = [moments_of(single.model, single.params, part) for part in parts]
     terms = [
         jax.tree.map(lambda f, g: share * (f / 4 + 0.75 * g**2), m.square, m.mean)  # noqa: B023
         for share, m in zip((2 / 3, 1 / 3), each, strict=True)
@@ -176,13 +184,15 @@ def test_random_batches_are_not_bounded_so(case):
 
 def test_the_union_of_two_sets_has_the_moments_of_all_rows(single):
     forget, retain = single.request[:2]
-    parts = [moments_of(single.model, single.params, d, True) for d in (forget, retain)]
-    whole = moments_of(single.model, single.params, ju.data.concatenate(forget, retain), True)
+    parts = [moments_of(single.model, single.params, d, by_class=True) for d in (forget, retain)]
+    everything = ju.data.concatenate(forget, retain)
+    whole = moments_of(single.model, single.params, everything, by_class=True)
     chex.assert_trees_all_close(union(*parts), whole, rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(remainder(whole, parts[0]), parts[1], rtol=1e-4, atol=1e-5)
 
 
 def test_a_batch_as_large_as_the_set_is_the_squared_mean_gradient(single):
-    moments = moments_of(single.model, single.params, single.request.forget, False)
+    moments = moments_of(single.model, single.params, single.request.forget)
     got = importance(moments, 8)
     chex.assert_trees_all_close(got, jax.tree.map(jnp.square, moments.mean), rtol=1e-6)
 
@@ -248,6 +258,141 @@ def test_what_may_work_is_not_warned_of(case, options):
 
 def test_moments_are_a_pytree():
     assert len(jax.tree.leaves(Moments(jnp.ones(1), jnp.ones(1), jnp.ones(())))) == 3
+
+
+def test_what_is_not_finite_is_left_alone_and_counted():
+    theta, bad = jnp.ones(4), jnp.asarray([jnp.nan, jnp.inf, 4.0, 4.0])
+    np.testing.assert_array_equal(dampen(theta, bad, jnp.ones(4), 2.0), [1, 1, 0.25, 0.25])
+    np.testing.assert_array_equal(dampen(theta, jnp.full(4, 8.0), bad, 1.0), [1, 1, 0.5, 0.5])
+    info = dampening.describe(bad, jnp.ones(4), 2.0)
+    np.testing.assert_allclose(info, [0.5, 4.0, 2.0, 0.5])
+
+
+@pytest.mark.parametrize("alpha", [jnp.inf, jnp.nan])
+def test_a_traced_threshold_of_infinity_or_nan_selects_nothing(alpha):
+    i_f, i_ref = jnp.asarray([1.0, 0.0, 5.0]), jnp.asarray([0.0, 0.0, 1.0])
+    edit = jax.jit(dampen)
+    np.testing.assert_array_equal(edit(jnp.ones(3), i_f, i_ref, alpha), jnp.ones(3))
+    np.testing.assert_allclose(edit(jnp.ones(3), i_f, i_ref, 2.0), [0, 1, 0.2], rtol=1e-6)
+
+
+def test_a_sweep_over_alpha_is_one_vmap(single):
+    def swept(alpha):
+        return ju.ssd(alpha=alpha).unlearn(single.model, single.params, single.request, KEY)
+
+    alphas = jnp.asarray([0.5, 1.5, 4.0])
+    out = jax.jit(jax.vmap(swept))(alphas)
+    np.testing.assert_array_equal(out.info.alpha, alphas)
+    for i, alpha in enumerate((0.5, 1.5, 4.0)):
+        row = jax.tree.map(lambda p: p[i], out.params)  # noqa: B023
+        chex.assert_trees_all_close(row, unlearn(single, alpha=alpha).params, rtol=1e-4, atol=1e-6)
+
+
+# ---------------------------------------------------------------------------- stored importances
+
+
+def whole_moments(case, by_class=False):
+    everything = ju.data.concatenate(*case.request[:2])
+    return moments_of(case.model, case.params, everything, by_class=by_class)
+
+
+def without_retain(case):
+    return dataclasses.replace(case, request=ju.Request(case.request.forget))
+
+
+@pytest.mark.parametrize("reference", ["full", "retain"])
+@pytest.mark.parametrize("batching", ["random", "class"])
+def test_stored_moments_stand_in_for_the_retained_data(single, reference, batching):
+    options = {"alpha": 0.8, "effective_batch": 4, "batching": batching, "reference": reference}
+    stored = whole_moments(single, by_class=True)
+    method = ju.ssd(stored=stored, **options)
+    assert method.needs == {"forget", "labels"}
+    expected = unlearn(single, **options)
+    assert 0 < float(expected.info.selected) < 1
+    out = unlearn(without_retain(single), stored=stored, **options)
+    chex.assert_trees_all_close(out, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_second_moment_is_good_enough_as_stored(single):
+    everything = ju.data.concatenate(*single.request[:2])
+    second = second_moment(single.model.loss, single.params, everything)
+    one, other = (unlearn(single, stored=s) for s in (second, Moments(*second)))
+    laws.bits(one.params, other.params)
+
+
+def test_stored_moments_survive_the_disk(case, tmp_path):
+    for by_class in (False, True):
+        stored = whole_moments(case, by_class)
+        path = save_moments(tmp_path / f"moments-{by_class}", stored, case.params)
+        laws.bits(load_moments(path, case.model, case.params), stored)
+    with pytest.raises(FileExistsError):
+        save_moments(path, stored, case.params)
+
+
+def test_stored_moments_of_a_model_with_statistics_are_those_of_its_weights(tmp_path):
+    case = cases.statistics_case()
+    stored = whole_moments(case)
+    path = save_moments(tmp_path / "moments", stored, case.params)
+    loaded = load_moments(path, case.model, case.params)
+    out = unlearn(without_retain(case), stored=loaded, **MODERATE)
+    laws.close(out.params, unlearn(case, **MODERATE).params)
+    laws.bits(out.params["batch_stats"], case.params["batch_stats"])
+    moved = case.params | {"batch_stats": jax.tree.map(jnp.add, *[case.params["batch_stats"]] * 2)}
+    with pytest.raises(ValueError, match="computed at other parameters than these"):
+        load_moments(path, case.model, moved)
+
+
+def test_moments_of_other_parameters_are_not_loaded(single, tmp_path):
+    path = save_moments(tmp_path / "moments", whole_moments(single), single.params)
+    later = jax.tree.map(lambda p: p + 1e-3, single.params)
+    with pytest.raises(ValueError, match="other parameters.*again with moments_of"):
+        load_moments(path, single.model, later)
+    with pytest.raises(ValueError, match="holds no moments. save_moments writes them"):
+        load_moments(save(tmp_path / "params", single.params), single.model, single.params)
+
+
+def test_a_mask_finds_its_part_of_stored_moments(case):
+    mask = {"body": True, "head": {"w": True, "b": False}}
+    stored = whole_moments(case)
+    masked = [ju.masked(ju.ssd(**MODERATE, **o), mask) for o in ({}, {"stored": stored})]
+    expected, out = (laws.run(m, case) for m in masked)
+    laws.close(out.params, expected.params)
+    laws.bits(out.params["head"]["b"], case.params["head"]["b"])
+
+
+def test_stored_moments_that_do_not_fit_are_refused(single):
+    stored, case = whole_moments(single), without_retain(single)
+    with pytest.raises(TypeError, match="ssd: stored must be Moments.*got dict"):
+        ju.ssd(stored={"square": 1})
+    with pytest.raises(ValueError, match=r"no class_mean at params\[0\]\[0\].*by_class"):
+        unlearn(case, stored=stored, alpha=0.1, batching="class")
+    other = stored._replace(square=((jnp.ones((4, 2)),), stored.square[1]))
+    with pytest.raises(ValueError, match=r"square.*params\[0\]\[0\]: shapes \(4, 2\) and \(4, 3\)"):
+        unlearn(case, stored=other)
+    for count in (8.0, 3.0):
+        with pytest.raises(ValueError, match=f"moments are of {count:g} examples, and 8 are to"):
+            unlearn(case, stored=stored._replace(count=jnp.float32(count)))
+
+
+def test_when_nothing_is_left_nothing_is_edited(single):
+    """Inside a trace it cannot be refused: NaN importances leave every entry alone."""
+    stored = whole_moments(single)._replace(count=jnp.float32(8))
+
+    def run(stored):
+        method = ju.ssd(stored=stored, reference="retain", alpha=1.0)
+        return method.unlearn(single.model, single.params, ju.Request(single.request.forget), KEY)
+
+    out = jax.jit(run)(stored)
+    laws.bits(out.params, single.params)
+    assert float(out.info.unusable) == 1
+
+
+def test_stored_moments_are_bounded_by_their_own_count(single):
+    stored = whole_moments(single)
+    with pytest.warns(NothingSelectedWarning, match="n/n_f = 3, and alpha = 10"):
+        ju.ssd(effective_batch=1, stored=stored).unlearn(
+            single.model, single.params, ju.Request(single.request.forget), KEY
+        )
 
 
 # --------------------------------------------------------------------------------- the behaviour

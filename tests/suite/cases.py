@@ -25,12 +25,21 @@ METHODS: dict[str, ju.Method] = {
     "retrain": ju.retrain(TX, epochs=1),
     "finetune": ju.finetune(epochs=2),
     "gradient_ascent": ju.gradient_ascent(optax.sgd(0.1), epochs=2),
+    "jit_lipschitz": ju.jit_lipschitz(optax.sgd(0.1), samples=3),
+    "info_theoretic": ju.info_theoretic(optax.sgd(0.1), samples=3),
     "neggrad_plus": ju.neggrad_plus(TX, epochs=1),
     "random_labels": ju.random_labels(TX, epochs=1),
+    "features_labels": ju.features_labels(curvature="ggn", l2=1.0, damping=5.0, tolerance=1e-5),
+    "influence": ju.influence(curvature="ggn", damping=1.0, tolerance=1e-5),
     "ssd": ju.ssd(alpha=1.2, effective_batch=64),
+    "lfssd": ju.lfssd(alpha=1.1, reference="retain"),
+    "assd": ju.assd(),
+    "fisher_forgetting": ju.fisher_forgetting(alpha=1e-3),
+    "win_u": ju.win_u(damping=2.0, micro_batch=4),
     "descent": ju.descent(partial(objectives.neggrad_plus, alpha=0.5), TX, steps=3),
 }
-DESCENTS = ("finetune", "gradient_ascent", "neggrad_plus", "random_labels", "descent")
+DESCENTS = ("finetune", "gradient_ascent", "info_theoretic", "jit_lipschitz", "neggrad_plus",
+            "random_labels", "descent")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -97,6 +97,8 @@ def test_combined_methods_obey_the_same_laws(verb, case):
 ZERO = {
     "finetune": ju.finetune(epochs=0),
     "gradient_ascent": ju.gradient_ascent(epochs=0),
+    "info_theoretic": ju.info_theoretic(epochs=0),
+    "jit_lipschitz": ju.jit_lipschitz(epochs=0),
     "neggrad_plus": ju.neggrad_plus(epochs=0),
     "random_labels": ju.random_labels(epochs=0),
     "descent": ju.descent(ju.objectives.ascent, optax.adam(1.0), steps=0, on=("forget",)),
@@ -127,8 +129,9 @@ def test_every_method_refuses_bad_input_by_name(name, case):
         method.unlearn(model, params, request.forget, key)
     for field in {"forget", "retain"} & method.needs:
         wrong = getattr(request, field).replace(y=np.full(getattr(request, field).num_examples, 3))
-        with pytest.raises(ValueError, match=r"labels must lie in \[0, 3\).*row 0 has 3"):
-            method.unlearn(model, params, request._replace(**{field: wrong}), key)
+        if "labels" in method.needs:
+            with pytest.raises(ValueError, match=r"labels must lie in \[0, 3\).*row 0 has 3"):
+                method.unlearn(model, params, request._replace(**{field: wrong}), key)
         with pytest.raises(ValueError, match=f"{name} needs request.{field}, which is None"):
             method.unlearn(model, params, request._replace(**{field: None}), key)
 

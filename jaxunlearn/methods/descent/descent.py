@@ -32,6 +32,7 @@ def descent(
     streams: Callable[[Request], dict[str, Data]] | None = None,
     shuffle: bool | Callable[[Request], Callable[[Key, int], Array]] = True,
     stop: Callable[[Step], Array] | None = None,
+    labels: bool = True,
     name: str = "descent",
 ) -> Method:
     """theta' = argmin-ward of E[objective(theta; batches)] by `tx`, from theta.
@@ -45,11 +46,12 @@ def descent(
       streams: request -> named streams, if they are not just the fields `on` under their own names.
       shuffle: as in `fit`; a function takes the request first.
       stop: as in `fit`.
+      labels: whether the objective reads labels, or the model's loss of them.
       name: for tables and errors.
 
     Returns:
-      A Method that needs `on`, labels and the key; guarantee empirical; its info is a
-      `training.FitInfo`; the params after each epoch are candidates for `keep_best`.
+      A Method that needs `on`, the key and (unless told otherwise) labels; guarantee empirical; its
+      info is a `training.FitInfo`; the params after each epoch are candidates for `keep_best`.
 
     Raises:
       ValueError: neither or both of epochs and steps, or a negative one.
@@ -95,6 +97,5 @@ def descent(
         )
         return Unlearned(model, out.params, out.info)
 
-    return method(
-        unlearn, needs={*on, "labels", "key"}, name=name, guarantee=EMPIRICAL, scored=True
-    )
+    needs = {*on, "key", *(["labels"] if labels else [])}
+    return method(unlearn, needs=needs, name=name, guarantee=EMPIRICAL, scored=True)
