@@ -153,7 +153,8 @@ def patches_of(
         (n, *out_spatial, prod(window) * i); kernel position first, then channel, which is the order
         of a kernel (*window, i, o) read as a matrix.
     """
-    edges = [(int(low), int(high), d - 1) for (low, high), d in zip(padding, lhs_dilation, strict=True)]
+    pairs = zip(padding, lhs_dilation, strict=True)
+    edges = [(int(low), int(high), dilation - 1) for (low, high), dilation in pairs]
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
     reach = [(k - 1) * d + 1 for k, d in zip(window, rhs_dilation, strict=True)]
     sizes = zip(x.shape[1:-1], reach, strides, strict=True)

@@ -14,3 +14,7 @@ from .grams import input_grams as input_grams
 from .grams import kronecker_factors as kronecker_factors
 from .moments import Route as Route
 from .moments import routes as routes
+from .products import dense_ggn as dense_ggn
+from .products import dense_hessian as dense_hessian
+from .products import ggn_product as ggn_product
+from .products import hessian_product as hessian_product

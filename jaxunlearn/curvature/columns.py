@@ -57,6 +57,7 @@ def output_factor(
     z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
     softmax = output_loss is losses.cross_entropy
     if softmax and samples is not None:
+        assert key is not None
         p = jax.nn.softmax(z)
         drawn = jax.random.categorical(key, z, shape=(samples, *z.shape[:-1]))
         onehot = jax.nn.one_hot(drawn, z.shape[-1], dtype=z.dtype)
@@ -78,6 +79,7 @@ def output_factor(
     eigenvalues, vectors = one_by_one(_eigh)(jax.hessian(value)(z.ravel()))
     s = vectors * jnp.sqrt(jnp.maximum(eigenvalues, 0))[None]
     if samples is not None:
+        assert key is not None
         s = s @ jax.random.normal(key, (z.size, samples), z.dtype) / samples**0.5
     return s.reshape(*z.shape, -1)
 
@@ -116,7 +118,10 @@ def ggn_columns(
         weight = row["weight"].astype(theta.dtype)
         return jnp.where(weight > 0, jnp.sqrt(weight) * columns, 0)
 
-    keys = None if samples is None else jax.random.split(key, len(batch["weight"]))
+    keys = None
+    if samples is not None:
+        assert key is not None
+        keys = jax.random.split(key, len(batch["weight"]))
     u = jax.vmap(single, in_axes=(0, None if keys is None else 0), out_axes=1)(dict(batch), keys)
     return u.reshape(len(theta), -1)
 

@@ -18,7 +18,6 @@ How: `strategy="taps"` finds where the parameters meet the data and squares ther
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,8 +26,9 @@ import jax.numpy as jnp
 from jaxunlearn import losses
 from jaxunlearn.curvature.columns import OutputLoss, output_factor
 from jaxunlearn.curvature.coupling import check_independent
+from jaxunlearn.curvature.folding import fold_over
 from jaxunlearn.curvature.moments import Columns, accumulator, by_taps, by_vmap, one_column
-from jaxunlearn.data.streams import InMemory, is_traced
+from jaxunlearn.data.streams import is_traced
 from jaxunlearn.typing import Array, Batch, Data, Key, Params, check_key
 
 LossFn = Callable[[Params, Batch], Array]
@@ -264,7 +264,8 @@ def class_means(
     zeros = accumulator(params)
     zeros = jax.tree.map(lambda a: jnp.zeros((classes, *a.shape), a.dtype), zeros)
     job = _ByClass(loss_fn, classes)
-    sums, counts = fold_over(job, params, data, micro_batch, (zeros, jnp.zeros(classes)), None)
+    start = (zeros, jnp.zeros(classes))
+    sums, counts = fold_over(job, params, data, start, micro_batch=micro_batch)
     scale = jnp.where(counts > 0, counts, 1)
     means = jax.tree.map(
         lambda s: s / scale.astype(s.dtype).reshape(-1, *([1] * (s.ndim - 1))), sums
@@ -292,6 +293,7 @@ class _Moments:
     strategy: str
 
     def __call__(self, params: Params, sums: Any, batch: Batch, keys: Any) -> _Sums:
+        check_independent(self.function, params, batch)
         weight = batch["weight"]
         scale = jnp.sqrt(weight) if self.power == "square" else weight
         made = _SUMS[self.strategy](
@@ -311,6 +313,7 @@ class _ByClass:
 
     def __call__(self, params: Params, carry: Any, batch: Batch, keys: Any) -> tuple:
         del keys
+        check_independent(self.loss_fn, params, batch)
         sums, counts = carry
         member = batch["y"][None, :] == jnp.arange(self.classes)[:, None]
         member = jnp.where(member, batch["weight"][None], 0)
@@ -352,7 +355,7 @@ def _moments(
     zeros = accumulator(params)
     job = _Moments(function, columns, power, plain, strategy)
     start = _Sums(zeros, zeros if plain else (), jnp.zeros(()))
-    sums = fold_over(job, params, data, micro_batch, start, key)
+    sums = fold_over(job, params, data, start, micro_batch=micro_batch, key=key)
     scale = jnp.where(sums.count > 0, sums.count, 1)
     means = jax.tree.map(lambda s: s / scale.astype(s.dtype), (sums.moment, sums.plain))
     if not is_traced(means):
@@ -369,72 +372,3 @@ def _check_finite(means: Params) -> None:
                 "finite, or their squares overflow. Look for NaN or infinite values in the params "
                 "and the data, or scale the loss down."
             )
-
-
-def fold_over(
-    job: Callable, params: Params, data: Data, micro_batch: int | None, carry: Any, key: Key | None
-) -> Any:
-    """Folds `job(params, carry, rows, keys)` over the data, in loops compiled once."""
-    if micro_batch is not None and micro_batch < 1:
-        raise ValueError(f"micro_batch must be >= 1 or None, got {micro_batch}.")
-    parts = [data] if isinstance(data, InMemory) else map(_whole, data)
-    seen = 0
-    for part in parts:
-        if part.num_examples:
-            fold = _fold if is_traced((params, part, key)) else _fold_jit
-            carry = fold(job, micro_batch or part.batch_size, params, carry, part, key, seen)
-            seen += part.num_examples
-    return carry
-
-
-def _whole(batch: Batch) -> InMemory:
-    return InMemory(dict(batch), next(iter(batch.values())).shape[0])
-
-
-def _fold(
-    job: Callable,
-    size: int,
-    params: Params,
-    carry: Any,
-    data: InMemory,
-    key: Key | None,
-    seen: int | Array,
-) -> Any:
-    """One scan over chunks of `size` rows, the last one padded with weight 0."""
-    size = min(size, data.num_examples)
-    data, any_counts = _without_padding(data)
-    first = {name: column[:1] for name, column in data.arrays.items()}
-    check_independent(getattr(job, "function", None) or job.loss_fn, params, first)
-
-    def add(carry: Any, indices: Array, batch: Batch) -> Any:
-        keys = key if key is None else jax.vmap(partial(jax.random.fold_in, key))(seen + indices)
-        return job(params, carry, batch, keys)
-
-    def body(carry: Any, start: Array) -> tuple[Any, None]:
-        indices = start + jnp.arange(size)
-        padding = jnp.maximum(start + size - data.num_examples, 0)
-        return add(carry, indices, data.gather(indices, padding)), None
-
-    if size == data.num_examples:
-        after = add(carry, jnp.arange(size), {"weight": jnp.ones(size)} | data.arrays)
-    else:
-        after = jax.lax.scan(body, carry, jnp.arange(0, data.num_examples, size))[0]
-    return jax.tree.map(lambda new, old: jnp.where(any_counts, new, old), after, carry)
-
-
-_fold_jit = jax.jit(_fold, static_argnums=(0, 1))
-
-
-def _without_padding(data: InMemory) -> tuple[InMemory, Array]:
-    """Rows of weight 0 as copies of one that counts: 0 times their gradient is 0, never NaN."""
-    if "weight" not in data:
-        return data, jnp.array(True)
-    counts = data["weight"] > 0
-    stand_in = jnp.argmax(counts)
-
-    def replace(column: Array) -> Array:
-        where = counts.reshape(-1, *([1] * (column.ndim - 1)))
-        return jnp.where(where, column, column[stand_in][None])
-
-    columns = {k: v if k == "weight" else replace(v) for k, v in data.arrays.items()}
-    return InMemory(columns, data.batch_size), counts.any()

@@ -20,7 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.curvature.fisher import LossFn, fold_over
+from jaxunlearn.curvature.coupling import check_independent
+from jaxunlearn.curvature.fisher import LossFn
+from jaxunlearn.curvature.folding import fold_over
 from jaxunlearn.curvature.moments import Columns, capture, groups, one_column
 from jaxunlearn.curvature.taps import Tap, walk_row
 from jaxunlearn.typing import Array, Batch, Data, Params
@@ -145,6 +147,7 @@ class _Grams:
     columns: Columns
 
     def __call__(self, params: Params, carry: Any, batch: Batch, keys: Any) -> tuple:
+        check_independent(self.function, params, batch)
         sums, count = carry
         weight = batch["weight"]
         given = capture(self.function, self.columns, params, batch, jnp.sqrt(weight), keys)
@@ -187,7 +190,7 @@ def _sums(
     zeros = [[jnp.zeros(s, wide) for s in w.shapes[: 1 + outputs]] for w in plan]
     job = _Grams(function, columns)
     start = (zeros, jnp.zeros(()))
-    sums, count = fold_over(job, params, data, micro_batch, start, None) if plan else start
+    sums, count = fold_over(job, params, data, start, micro_batch=micro_batch) if plan else start
     flat = [[m[0] if m.shape[0] == 1 else m for m in matrices] for matrices in sums]
     return (flat, count), plan
 

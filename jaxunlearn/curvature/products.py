@@ -15,13 +15,14 @@ host. Rows of weight 0 contribute exactly 0, even where their own derivative is 
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from jaxunlearn.data.streams import InMemory, is_traced
+from jaxunlearn.curvature.folding import fold_over
+from jaxunlearn.data.streams import InMemory
 from jaxunlearn.typing import Array, Batch, Data, Params
 
 LossFn = Callable[[Params, Batch], Array]
@@ -204,6 +205,18 @@ def _like(v: Params, params: Params) -> Params:
 # ------------------------------------------------------------------------------ all batches, summed
 
 
+class _Term(NamedTuple):
+    """Adds of(functions, params, batch, v)."""
+
+    of: Callable
+    functions: tuple
+
+    def __call__(self, args: tuple, total: Params, batch: Batch, keys: Any) -> Params:
+        del keys
+        term = self.of(self.functions, args[0], batch, args[1])
+        return jax.tree.map(lambda t, new: t + new.astype(t.dtype), total, term)
+
+
 def _dense_total(of: Callable, functions: tuple, params: Params, data: Data) -> Array:
     flat = ravel_pytree(widen(params))[0]
     zeros = jnp.zeros((flat.size, flat.size), flat.dtype)
@@ -217,12 +230,7 @@ def _total(
     """sum over batches of of(functions, params, batch, v), in loops compiled once."""
     params = widen(params)
     total = jax.tree.map(jnp.zeros_like, like)
-    parts = [data] if isinstance(data, InMemory) else (InMemory(dict(b), _rows(b)) for b in data)
-    for part in parts:
-        if part.num_examples:
-            add = _scan if is_traced((params, part, v)) else _scan_jit
-            total = add(of, functions, params, part, v, total)
-    return total
+    return fold_over(_Term(of, functions), (params, v), data, total)
 
 
 def total_weight(data: Data) -> Array:
@@ -237,29 +245,3 @@ def _weights(batch: Batch) -> Array:
 
 def _rows(batch: Batch) -> int:
     return max(1, next(iter(batch.values())).shape[0])
-
-
-def _scan(
-    of: Callable, functions: tuple, params: Params, data: InMemory, v: Any, total: Params
-) -> Params:
-    data, any_counts = _counting(data)
-
-    def body(total: Params, index: Array) -> tuple[Params, None]:
-        term = of(functions, params, data.batch(index), v)
-        return jax.tree.map(lambda t, new: t + new.astype(t.dtype), total, term), None
-
-    after = jax.lax.scan(body, total, jnp.arange(data.num_batches))[0]
-    return jax.tree.map(lambda new, old: jnp.where(any_counts, new, old), after, total)
-
-
-_scan_jit = jax.jit(_scan, static_argnums=(0, 1))
-
-
-def _counting(data: InMemory) -> tuple[InMemory, Array]:
-    """Rows of weight 0 as copies of one that counts, and whether there is one that counts."""
-    if "weight" not in data:
-        return data, jnp.array(True)
-    counts = data["weight"] > 0
-    rows = jnp.where(counts, jnp.arange(counts.size), jnp.argmax(counts))
-    columns = {k: v if k == "weight" else v[rows] for k, v in data.arrays.items()}
-    return InMemory(columns, data.batch_size), counts.any()

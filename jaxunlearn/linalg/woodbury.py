@@ -94,13 +94,13 @@ def rank_change(
     Args:
       inv: H^-1, p x p.
       columns: U, (p, m), or (k, p, m) for k groups one after another; the result is the same up to
-        rounding, and no system larger than m is solved.
+        rounding, and no system larger than min(m, p) is solved.
       sign: s, -1 to remove and +1 to add.
       epsilon: eigenvalues of K below it are raised to it, in (0, 1]; None: the square root of the
         machine epsilon, under which half the digits of an eigenvalue are rounding.
 
     Returns:
-      The new inverse, with k m more columns, and what K was like.
+      The new inverse, with k min(m, p) more columns, and what K was like.
 
     Raises:
       ValueError: shapes that do not fit, a sign that is not +-1, an epsilon outside (0, 1].
@@ -108,7 +108,7 @@ def rank_change(
     | situation                                | result                                           |
     |------------------------------------------|--------------------------------------------------|
     | columns of zeros, or no column           | H^-1                                             |
-    | more columns than p                      | as for any other number                          |
+    | more columns than p                      | the same change by p columns                     |
     | removed what was added (any order)       | H^-1 again, to rounding                          |
     | removed more than H holds                | CLIPPED; the result is positive definite still   |
     | NaN or Inf in H or U                     | NOT_FINITE; the inverse that came in (terms 0)   |
@@ -129,10 +129,13 @@ def rank_change(
     if sign not in (-1, 1):
         raise ValueError(f"rank_change: sign must be -1 (remove) or +1 (add), got {sign}.")
     dtype = inv.base.dtype
-    epsilon = float(jnp.finfo(dtype).eps) ** 0.5 if epsilon is None else epsilon
-    if not 0 < epsilon <= 1:
-        raise ValueError(f"rank_change: epsilon must lie in (0, 1], got {epsilon}.")
+    least = float(jnp.finfo(dtype).eps) ** 0.5 if epsilon is None else epsilon
+    if not 0 < least <= 1:
+        raise ValueError(f"rank_change: epsilon must lie in (0, 1], got {least}.")
     groups = (columns if columns.ndim == 3 else columns[None]).astype(dtype)
+    wide = groups.shape[2] > p
+    if wide:  # U U^T = R^T R of U^T = Q R: p columns do, and K loses eigenvalues of 1 only
+        groups = jax.vmap(one_by_one(_triangle))(groups)
     count, _, width = groups.shape
     if count * width == 0:
         return inv, Capacitance(jnp.int32(Status.SOLVED), jnp.ones((), dtype), jnp.int32(0))
@@ -151,17 +154,18 @@ def rank_change(
         leverage = _dot(half.T, half) + _dot(inside.T, carry.sign[:, None] * inside)
         values, vectors = one_by_one(_eigh)(jnp.eye(width, dtype=dtype) + sign * leverage)
         v = _unwhiten(carry, half) + _dot(carry.factor, carry.sign[:, None] * inside)
-        new = _dot(v, vectors / jnp.sqrt(jnp.maximum(values, epsilon))[None])
+        new = _dot(v, vectors / jnp.sqrt(jnp.maximum(values, least))[None])
         factor = jax.lax.dynamic_update_slice(carry.factor, new, (0, rank + place * width))
-        return carry._replace(factor=factor), (values.min(), (values < epsilon).sum())
+        return carry._replace(factor=factor), (values.min(), (values < least).sum())
 
     changed, (smallest, clipped) = jax.lax.scan(change, grown, (jnp.arange(count), groups))
+    lowest = jnp.minimum(smallest.min(), 1) if wide else smallest.min()
     clipped = clipped.sum().astype(jnp.int32)
     finite = jnp.isfinite(changed.factor).all() & jnp.isfinite(inv.base).all()
     kept = jnp.concatenate([inv.factor, jnp.where(finite, changed.factor[:, rank:], 0)], axis=1)
     status = jnp.where(clipped > 0, Status.CLIPPED, Status.SOLVED)
     status = jnp.where(finite, status, Status.NOT_FINITE).astype(jnp.int32)
-    return changed._replace(factor=kept), Capacitance(status, smallest.min(), clipped)
+    return changed._replace(factor=kept), Capacitance(status, lowest, clipped)
 
 
 def _dot(a: Array, b: Array) -> Array:
@@ -171,6 +175,10 @@ def _dot(a: Array, b: Array) -> Array:
 def _eigh(matrix: Array) -> tuple[Array, Array]:
     values, vectors = jnp.linalg.eigh(matrix)
     return values, vectors
+
+
+def _triangle(columns: Array) -> Array:
+    return jnp.linalg.qr(columns.T, mode="r").T
 
 
 def _solve(lower: Array, b: Array) -> Array:

@@ -297,7 +297,7 @@ def test_draws_of_labels_approach_the_exact_fisher_like_one_over_the_root_of_the
             )["w"]
 
         each = jax.vmap(drawn)(jax.random.split(jax.random.key(0), 200))
-        return np.sqrt(np.square(each - exact).mean())
+        return np.sqrt(np.square(each - exact[None]).mean())
 
     assert 6 < error(1) / error(64) < 10.5  # 8 = sqrt(64)
 

@@ -2,8 +2,8 @@
 
 from .assd import assd as assd
 from .features_labels import features_labels as features_labels
-from .influence import influence as influence
 from .fisher_forgetting import fisher_forgetting as fisher_forgetting
+from .influence import influence as influence
 from .lfssd import lfssd as lfssd
 from .lfssd import output_moments as output_moments
 from .moments import Moments as Moments

@@ -110,7 +110,8 @@ def lfssd(
         module.
       dampening: lambda >= 0.
       effective_batch: B; 1 is per example and exact, else the normal approximation of the module
-        (a few per cent off at B = 2, and less with every doubling).
+        (over the subsets of eight examples, 2 % off in the median and 12 % at most at B = 2; 1 %
+        and 10 % at B = 4).
       reference: "full" or "retain".
       floor: smallest factor, in [0, 1].
       stored: `edits.output_moments` of the whole training set, in place of the retained data.

@@ -204,7 +204,7 @@ def _columns_of(
     small = rebase(model, restore, lambda params: params)
 
     def columns(index: Array, batch: Batch) -> tuple[Array, Array]:
-        own = None if samples is None else jax.random.fold_in(key, index)
+        own = None if key is None else jax.random.fold_in(key, index)
         return (
             ggn_columns(small.outputs, output_loss, theta, batch, samples=samples, key=own),
             weighted_gradient(small.loss, theta, batch),
@@ -224,7 +224,7 @@ def win_u_curvature(
     *,
     kind: str = "dense",
     ridge: float = 0.0,
-    damping: float = 0.0,
+    damping: float = 1.0,
     stationary: bool = True,
     leaves: str | None = None,
     rank: int = 64,
@@ -239,7 +239,7 @@ def win_u_curvature(
       model, params, data: what was trained, on what; afterwards the data may go.
       kind: "dense" (p <= 20000), "diagonal" or "low_rank"; see the module.
       ridge: lambda >= 0 of the loss that was minimised, per SUM of losses: n times that of a mean.
-      damping: added to H alone, >= 0; ridge + damping > 0.
+      damping: added to H alone, >= 0; ridge + damping > 0. For a ridge regression, 0.
       stationary: True takes grad L as 0, False measures it.
       leaves: only leaves whose path contains this text move ("head"); None: all.
       rank: r of "low_rank"; more than p means p.
@@ -286,22 +286,18 @@ def win_u_curvature(
 
     basis = None
     if kind == "diagonal":
-        added, gradient = total(lambda u: (u * u).sum(axis=1))
-        matrix = added + extra
+        matrix, gradient = total(lambda u: (u * u).sum(axis=1))
+    elif kind == "dense":
+        matrix, gradient = total(lambda u: _dot(u, u.T))
     else:
-        if kind == "low_rank":
-            own = jax.random.fold_in(key, size)  # type: ignore[arg-type]
-            basis = jax.random.normal(own, (size, min(rank, size)), theta.dtype)
-            for _ in range(2):
-                basis = one_by_one(_orthonormal)(total(lambda u: _dot(u, _dot(u.T, basis)))[0])  # noqa: B023
-        within = basis
-
-        def gram(u: Array) -> Array:
-            u = u if within is None else _dot(within.T, u)
-            return _dot(u, u.T)
-
-        added, gradient = total(gram)
-        matrix = added + extra * jnp.eye(len(added), dtype=theta.dtype)
+        assert key is not None
+        own = jax.random.fold_in(key, size)
+        q = jax.random.normal(own, (size, min(rank, size)), theta.dtype)
+        for _ in range(2):  # H Q, orthonormalised: towards the leading eigenvectors
+            q = one_by_one(_orthonormal)(total(lambda u: _dot(u, _dot(u.T, q)))[0])  # noqa: B023
+        basis = q
+        matrix, gradient = total(lambda u: _dot(_dot(q.T, u), _dot(u.T, q)))
+    matrix += extra if matrix.ndim == 1 else extra * jnp.eye(len(matrix), dtype=extra.dtype)
     gradient = jnp.zeros_like(theta) if stationary else gradient + ridge * theta
     return Curvature(inverse(matrix), gradient, basis, extra, jnp.asarray(damping, theta.dtype))
 
@@ -346,7 +342,7 @@ def win_u(
 
     | situation                              | result                                             |
     |----------------------------------------|----------------------------------------------------|
-    | squared error, linear model, dense     | equals retraining, in exact arithmetic             |
+    | squared error, linear model, damping 0 | equals retraining (dense, exact arithmetic)        |
     | ridge or damping -> infinity           | params unchanged                                   |
     | K not positive definite                | clipped, status CLIPPED, counted                   |
     | NaN or Inf anywhere                    | params and curvature unchanged, status NOT_FINITE  |
