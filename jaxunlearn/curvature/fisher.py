@@ -24,10 +24,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn import losses
+from jaxunlearn.curvature.capture import Columns, one_column
 from jaxunlearn.curvature.columns import OutputLoss, output_factor
 from jaxunlearn.curvature.coupling import check_independent
 from jaxunlearn.curvature.folding import fold_over
-from jaxunlearn.curvature.moments import Columns, accumulator, by_taps, by_vmap, one_column
+from jaxunlearn.curvature.formulas import accumulator
+from jaxunlearn.curvature.moments import by_taps, by_vmap
 from jaxunlearn.data.streams import is_traced
 from jaxunlearn.typing import Array, Batch, Data, Key, Params, check_key
 

@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxunlearn.curvature.capture import Columns, capture, one_column
 from jaxunlearn.curvature.coupling import check_independent
 from jaxunlearn.curvature.fisher import LossFn
 from jaxunlearn.curvature.folding import fold_over
-from jaxunlearn.curvature.moments import Columns, capture, groups, one_column
+from jaxunlearn.curvature.formulas import groups
 from jaxunlearn.curvature.taps import Tap, walk_row
 from jaxunlearn.typing import Array, Batch, Data, Params
 
