@@ -175,8 +175,11 @@ PRESETS: dict[str, Preset] = {
         "alpha 1e-6 on the exact Fisher of the retained data",
     ),
     "win_u": Preset(
-        lambda kind, recipe, classes: {"leaves": "head", "damping": 1.0},
-        "the head alone, dense, damping 1",
+        lambda kind, recipe, classes: {
+            "leaves": "head",
+            "damping": 0.03 if kind in ("random", "ids") else 1.0,
+        },
+        "the head alone, dense; damping 1, or 0.03 to forget examples of all kinds",
     ),
 }
 

@@ -94,7 +94,8 @@ def rank_change(
     Args:
       inv: H^-1, p x p.
       columns: U, (p, m), or (k, p, m) for k groups one after another; the result is the same up to
-        rounding, and no system larger than min(m, p) is solved.
+        rounding as long as nothing is clipped (clipping compounds over groups), and no system
+        larger than min(m, p) is solved.
       sign: s, -1 to remove and +1 to add.
       epsilon: eigenvalues of K below it are raised to it, in (0, 1]; None: the square root of the
         machine epsilon, under which half the digits of an eigenvalue are rounding.

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn.curvature import absolute_moment, second_moment
-from jaxunlearn.data.streams import InMemory
+from jaxunlearn.curvature.products import total_weight
 from jaxunlearn.method import EMPIRICAL, Method, Request, Unlearned, method
 from jaxunlearn.methods.edits.dampening import check_constants, check_request, dampen, describe
 from jaxunlearn.methods.edits.moments import (
@@ -166,7 +166,7 @@ def lfssd(
             if effective_batch > 1:
                 return Moments(*second_moment(norm, params, data, micro_batch=micro_batch))
             absolute = absolute_moment(norm, params, data, micro_batch=micro_batch)
-            return Moments((), (), _total_weight(data), absolute=absolute)
+            return Moments((), (), total_weight(data), absolute=absolute)
 
         forget, base = forget_and_reference(measure, request, whole, reference)
         a_f, a_ref = (magnitude(m, effective_batch) for m in (forget, base))
@@ -180,10 +180,3 @@ def lfssd(
         guarantee=EMPIRICAL,
         warn=warn,
     )
-
-
-def _total_weight(data: Data) -> Array:
-    if isinstance(data, InMemory) and "weight" not in data:
-        return jnp.float32(data.num_examples)
-    weights = [data["weight"]] if isinstance(data, InMemory) else (b["weight"] for b in data)
-    return sum((jnp.sum(jnp.asarray(w)) for w in weights), jnp.float32(0))

@@ -347,7 +347,7 @@ def win_u(
     | K not positive definite                | clipped, status CLIPPED, counted                   |
     | NaN or Inf anywhere                    | params and curvature unchanged, status NOT_FINITE  |
     | more columns than params               | as any other number                                |
-    | examples permuted, another micro_batch | the same step up to rounding                       |
+    | examples permuted, another micro_batch | the same step up to rounding, if SOLVED            |
 
     Cost: m + 1 backward passes per forgotten example, then p M (M + p) for its M = n_f m columns
     (r in place of p for "low_rank", M alone for "diagonal"); without a stored curvature that of
