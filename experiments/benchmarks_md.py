@@ -7,6 +7,7 @@
 |---------------------------|----------------------------------------------------------------|
 | `NAME/results.json`       | a section: what was asked, findings, scores, distances, floors |
 | `ensemble.json`           | the section on many models as one program                      |
+| `curvature.json`          | the section on the price of a Fisher diagonal                  |
 | `continual.json`          | the section on continual learning                              |
 | none                      | an error; no empty page is written                             |
 
@@ -16,21 +17,18 @@ them follow from the records by rules, and an undefined number is the word "unde
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from experiments import continual_section, sections
-from experiments.benchmarks import ensemble
+from experiments.benchmarks import curvature_section, ensemble
 from experiments.benchmarks.section import many_models
 from experiments.comparisons import COMPARISONS, RESULTS
+from experiments.records import Record, read_record
 from jaxunlearn import results
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "BENCHMARKS.md"
-
-Record = Mapping[str, Any]
 
 _INTRODUCTION = """\
 # Benchmarks
@@ -63,6 +61,7 @@ How to read the tables:
 
 # Files that become one section each: name -> (path -> record, record -> Markdown).
 FURTHER: dict[str, tuple[Callable[[Path], Record], Callable[[Record], str]]] = {
+    "curvature.json": (curvature_section.read, curvature_section.curvature_price),
     "continual.json": (continual_section.read, continual_section.continual),
 }
 
@@ -126,17 +125,7 @@ def read_further(folder: Path) -> list[str]:
 
 
 def _benchmark(path: Path) -> Record:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a results file ({error}).") from None
-    kind, schema = (record.get(k) if isinstance(record, dict) else None for k in ("kind", "schema"))
-    if kind != ensemble.KIND or schema != ensemble.SCHEMA:
-        raise ValueError(
-            f"{path}: expected kind {ensemble.KIND!r} of schema {ensemble.SCHEMA}, got {kind!r} of "
-            f"schema {schema!r}. Make it anew with `python -m experiments.benchmarks.ensemble`."
-        )
-    return record
+    return read_record(path, ensemble.KIND, ensemble.SCHEMA, "experiments.benchmarks.ensemble")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,18 +3,15 @@
 Numbers are read from the record; which sentence stands under them is decided by it too.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from experiments.continual import KIND, SCHEMA, SCORES
 from experiments.markdown import grid, origin, paragraph
-
-Record = Mapping[str, Any]
+from experiments.records import Record, read_record
 
 _NAMES = {
     "none": "none",
@@ -28,22 +25,8 @@ _RIVALS = ("ewc offline", "ewc online", "features")
 
 
 def read(path: Path) -> Record:
-    """The record in a file.
-
-    Raises:
-      ValueError: a file that is something else, or of another schema.
-    """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a results file ({error}).") from None
-    kind, schema = (record.get(k) if isinstance(record, dict) else None for k in ("kind", "schema"))
-    if kind != KIND or schema != SCHEMA:
-        raise ValueError(
-            f"{path}: expected kind {KIND!r} of schema {SCHEMA}, got {kind!r} of schema "
-            f"{schema!r}. Make it anew with `python -m experiments.continual`."
-        )
-    return record
+    """The record in a file; ValueError if it is something else."""
+    return read_record(path, KIND, SCHEMA, "experiments.continual")
 
 
 def continual(record: Record) -> str:

@@ -33,7 +33,7 @@ import numpy as np
 from jaxunlearn.data.streams import InMemory
 from jaxunlearn.losses import class_mask, weighted_mean
 from jaxunlearn.model import Model
-from jaxunlearn.objectives import Batches, Objective, _bind
+from jaxunlearn.objectives import Batches, Objective, bind
 from jaxunlearn.typing import Array, Batch, Key, Params
 
 OLD_OUTPUTS, OLD_FEATURES = "old_outputs", "old_features"
@@ -183,7 +183,7 @@ def prediction_distillation(
     fixed = None if classes is None or kept is not None else tuple(int(c) for c in classes)
     return Objective(
         partial(_remember, old_params, kept),
-        _bind(_predictions, model, temperature, fixed, kind, on),
+        bind(_predictions, model, temperature, fixed, kind, on),
     )
 
 
@@ -221,7 +221,7 @@ def feature_distillation(
             "feature_distillation needs model.features, which this model does not have. Give the "
             "module a method `features(x)`."
         )
-    return Objective(partial(_remember, old_params, None), _bind(_features, model, normalise, on))
+    return Objective(partial(_remember, old_params, None), bind(_features, model, normalise, on))
 
 
 def with_old_outputs(model: Model, old_params: Params, data: InMemory) -> InMemory:

@@ -29,7 +29,7 @@ import optax
 
 from jaxunlearn.losses import weighted_mean
 from jaxunlearn.model import Model
-from jaxunlearn.objectives import Batches, Objective, _bind, stateless
+from jaxunlearn.objectives import Batches, Objective, bind, stateless
 from jaxunlearn.typing import Array, Batch, Key, Params
 
 Outputs = Callable[[Params, Batch], Array]
@@ -207,7 +207,7 @@ def slope_penalty(
     if reduction not in ("sum", "mean"):
         raise ValueError(f"slope_penalty: reduction must be 'sum' or 'mean', got {reduction!r}.")
     constants = (model, slopes, on, reduction, tuple(options.items()))
-    return stateless(_bind(_slope_penalty, *constants))
+    return stateless(bind(_slope_penalty, *constants))
 
 
 def _slope_penalty(

@@ -55,7 +55,7 @@ class _Bound:
         return self.function(*self.constants, *args)
 
 
-def _bind(function: Callable, *constants: Any) -> Callable:
+def bind(function: Callable, *constants: Any) -> Callable:
     """function(*constants, ...), equal to any other of equal parts where these can be compared."""
     try:
         hash(constants)
@@ -66,7 +66,7 @@ def _bind(function: Callable, *constants: Any) -> Callable:
 
 def stateless(value: Callable[[Params, Batches, Key], Array]) -> Objective:
     """The Objective of a plain function (params, batches, key) -> ()."""
-    return Objective(_no_state, _bind(_stateless, value))
+    return Objective(_no_state, bind(_stateless, value))
 
 
 def _stateless(
@@ -84,7 +84,7 @@ def mean_loss(model: Model, on: str = "data", clip: float | None = None) -> Obje
       clip: if given, l_i is replaced by min(l_i, clip), in nats: an example that has passed it
         stops pushing.
     """
-    return stateless(_bind(_mean_loss, model, on, clip))
+    return stateless(bind(_mean_loss, model, on, clip))
 
 
 def _mean_loss(
@@ -104,7 +104,7 @@ def weighted_sum(*terms: tuple[float, Objective]) -> Objective:
     if not terms:
         raise ValueError("weighted_sum: expected at least one (coefficient, objective) pair.")
     objectives = tuple(objective for _, objective in terms)
-    return Objective(_bind(_init_each, objectives), _bind(_weighted_sum, terms))
+    return Objective(bind(_init_each, objectives), bind(_weighted_sum, terms))
 
 
 def _init_each(objectives: tuple[Objective, ...], params: Params) -> tuple:
@@ -140,8 +140,8 @@ def training(model: Model, on: str = "data", statistics: Params = None) -> Objec
         return frozen._replace(outcome=lambda w, _: join_statistics(model, w, statistics))
     return Objective(
         lambda params: statistics,
-        _bind(_training_loss, model, on),
-        _bind(join_statistics, model),
+        bind(_training_loss, model, on),
+        bind(join_statistics, model),
     )
 
 
@@ -175,7 +175,7 @@ def random_labels(model: Model, wrong_only: bool = False) -> Objective:
     Raises:
       ValueError: (while tracing) `wrong_only` with a single class, where no label is wrong.
     """
-    return stateless(_bind(_random_labels, model, wrong_only))
+    return stateless(bind(_random_labels, model, wrong_only))
 
 
 def _random_labels(

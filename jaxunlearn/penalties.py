@@ -45,7 +45,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.data.columns import is_traced
-from jaxunlearn.objectives import Batches, Objective, _bind
+from jaxunlearn.objectives import Batches, Objective, bind
 from jaxunlearn.typing import Array, Key, Params
 
 Curvature = Params | Callable[[Params], Params] | None
@@ -215,7 +215,7 @@ def l2_anchor(anchor: Params, mask: Any = None) -> Objective:
       >>> print(penalty.loss(params, {}, penalty.init(params), jax.random.key(0))[0])
       2.0
     """
-    return Objective(partial(_start, "l2_anchor", anchor, None, mask), _bind(_loss, None))
+    return Objective(partial(_start, "l2_anchor", anchor, None, mask), bind(_loss, None))
 
 
 def ewc(anchor: Params, fisher: Curvature, mask: Any = None) -> Objective:
@@ -252,8 +252,8 @@ def ewc(anchor: Params, fisher: Curvature, mask: Any = None) -> Objective:
       0.75
     """
     if callable(fisher):
-        return Objective(partial(_start, "ewc", anchor, None, mask), _bind(_loss, fisher))
-    return Objective(partial(_start, "ewc", anchor, fisher, mask), _bind(_loss, None))
+        return Objective(partial(_start, "ewc", anchor, None, mask), bind(_loss, fisher))
+    return Objective(partial(_start, "ewc", anchor, fisher, mask), bind(_loss, None))
 
 
 def normalised(fisher: Params) -> Params:

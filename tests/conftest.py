@@ -54,6 +54,16 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(_PRIVATE_CACHE, ignore_errors=True)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_are_dropped() -> Iterator[None]:
+    """After each file. Thousands of them in one process exhaust its memory maps, and XLA crashes.
+
+    They come back from the persistent cache where another file needs them.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """Run one test in double precision; the next one is in single precision again.

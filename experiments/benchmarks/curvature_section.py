@@ -1,21 +1,23 @@
 """The section of BENCHMARKS.md on the price of a Fisher diagonal, from `curvature.json`."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.curvature import (
     EXTRA_MEMORY,
     FISHER,
+    KIND,
     RATIO,
+    SCHEMA,
     extra_memory,
     needs,
     program,
     speed_up,
 )
 from experiments.markdown import grid, origin, paragraph
+from experiments.records import Record, read_record
 from jaxunlearn.audit.tables import NOT_APPLICABLE, number
-
-Record = Mapping[str, Any]
 
 RIVALS = {
     "reference": "own vmap",
@@ -23,6 +25,11 @@ RIVALS = {
     "torch.func": "torch.func",
     "BackPACK": "BackPACK",
 }
+
+
+def read(path: Path) -> Record:
+    """The record in a file; ValueError if it is something else."""
+    return read_record(path, KIND, SCHEMA, "experiments.benchmarks.curvature")
 
 
 def curvature_price(record: Record) -> str:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn.curvature.replay import run
-from jaxunlearn.curvature.taps import Block, walk_row
+from jaxunlearn.curvature.taps import Block
 from jaxunlearn.typing import Array, Batch, Params
 
 Columns = Callable[[Array, Batch, Any], Array]  # (output, row, key) -> (K, *output.shape)
@@ -37,18 +37,18 @@ class Captured(NamedTuple):
 
 
 def capture(
-    function: Callable,
+    block: Block,
     columns: Columns,
     params: Params,
     batch: Batch,
     scale: Array,
     keys: Any,
     power: str = "square",
-) -> Captured | None:
-    """x and delta at every tap; None if no data reaches the result.
+) -> Captured:
+    """x and delta at every tap.
 
     Args:
-      function: (params, batch) -> (n, ...), each row of the result of its own row alone.
+      block: `taps.walk_row` of a function that the data reaches.
       columns: (output, row, key) -> (K, *output.shape), the cotangents of one row's output.
       params: tree of float arrays.
       batch: n rows.
@@ -57,9 +57,6 @@ def capture(
       power: kept for the formulas: a name in `formulas.PHI`.
     """
     leaves, rows = jax.tree.leaves(params), dict(batch)
-    block = walk_row(function, params, batch)
-    if block.outs[0] is not None:
-        return None
     zeros = [tuple(jnp.zeros(o.shape, o.dtype) for o in tap.out) for tap in block.taps]
 
     def of_row(row: Batch, factor: Array, key: Any) -> tuple[list, list]:

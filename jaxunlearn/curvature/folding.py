@@ -56,6 +56,29 @@ def fold_over(
     return carry
 
 
+def in_chunks(total: Callable[..., Any], rows: Any, most: int) -> Any:
+    """sum of `total(*rows of a chunk)` over chunks of at most `most` rows, all of one size.
+
+    Args:
+      total: (*rows) -> tree of sums.
+      rows: tuple of trees with leading axis n.
+      most: >= 1. The largest divisor of n up to it is taken; if that is less than a quarter of it,
+        n has no good divisor, and all rows are taken at once.
+    """
+    n = jax.tree.leaves(rows)[0].shape[0]
+    size = max((d for d in range(1, min(most, n) + 1) if n % d == 0), default=n)
+    if size == n or size < most / 4:
+        return total(*rows)
+    chunks = jax.tree.map(lambda a: a.reshape(n // size, size, *a.shape[1:]), rows)
+
+    def body(sums: Any, chunk: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, sums, total(*chunk)), None
+
+    like = jax.eval_shape(total, *jax.tree.map(lambda a: a[0], chunks))
+    start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+    return jax.lax.scan(body, start, chunks)[0]
+
+
 def _whole(batch: Batch) -> InMemory:
     return InMemory(dict(batch), max(1, next(iter(batch.values())).shape[0]))
 

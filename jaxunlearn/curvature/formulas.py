@@ -16,14 +16,14 @@ Leaves that share taps form a group; each group has the cheapest form that is ex
 | "unused"    | no tap                                    | none: zeros                            |
 """
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxunlearn.curvature.capture import Captured
+from jaxunlearn.curvature.folding import in_chunks
 from jaxunlearn.curvature.replay import statics
 from jaxunlearn.curvature.squares import sum_of_squared_products
 from jaxunlearn.curvature.taps import Static, Tap
@@ -123,7 +123,7 @@ def _squares(given: Captured, group: Group) -> list[Array]:
         return value if grouped else value[None]
 
     numbers = rule.positions * tap.weights[0].size if rule.bulky else 0
-    value = _in_chunks(total, (others, delta), numbers)
+    value = in_chunks(total, (others, delta), _few(delta.shape[0], numbers))
     return [_unchained(tap, given.leaves[group.leaves[0]], rule.restore(value))]
 
 
@@ -188,7 +188,8 @@ def _examples(given: Captured, group: Group) -> list[Array]:
 
     taken, deltas = ([each[t] for t in group.taps] for each in (given.taken, given.deltas))
     weight = sum(given.leaves[i].size for i in group.leaves)
-    return _in_chunks(total, (taken, deltas), weight)
+    rows = jax.tree.leaves(deltas)[0].shape[0]
+    return in_chunks(total, (taken, deltas), _few(rows, weight))
 
 
 def _unused(given: Captured, group: Group) -> list[Array]:
@@ -247,24 +248,7 @@ def _unchained(tap: Tap, leaf: Array, value: Array) -> Array:
     return jax.linear_transpose(mark.chain, like)(value)[0]
 
 
-def _in_chunks(total: Callable, examples: Any, numbers: int) -> Any:
-    """sum over chunks of examples of `total`: one at a time where that is quick, or few numbers.
-
-    Args:
-      total: (*examples of a chunk) -> tree of sums.
-      examples: tuple of trees with leading axis n.
-      numbers: how many numbers the temporary of one example has.
-    """
-    n = jax.tree.leaves(examples)[0].shape[0]
+def _few(rows: int, numbers: int) -> int:
+    """How many examples at once: one where that is quick, all if their temporaries are small."""
     largest = 1 if jax.default_backend() == "cpu" else 16
-    size = n if n * numbers <= 2**16 else math.gcd(n, largest)
-    if size == n:
-        return total(*examples)
-    chunks = jax.tree.map(lambda a: a.reshape(n // size, size, *a.shape[1:]), examples)
-
-    def body(sums: Any, chunk: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, sums, total(*chunk)), None
-
-    like = jax.eval_shape(total, *jax.tree.map(lambda a: a[0], chunks))
-    start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
-    return jax.lax.scan(body, start, chunks)[0]
+    return rows if rows * numbers <= 2**16 else largest

@@ -151,8 +151,8 @@ class _Grams:
         check_independent(self.function, params, batch)
         sums, count = carry
         weight = batch["weight"]
-        given = capture(self.function, self.columns, params, batch, jnp.sqrt(weight), keys)
-        assert given is not None  # a weight meets data, or there is nothing to add
+        block = walk_row(self.function, params, batch)
+        given = capture(block, self.columns, params, batch, jnp.sqrt(weight), keys)
         added = []
         for each, old in zip(_plan(self.function, params, batch), sums, strict=True):
             total = old

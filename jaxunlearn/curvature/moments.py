@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn.curvature.capture import Columns, capture, scaled
+from jaxunlearn.curvature.folding import in_chunks
 from jaxunlearn.curvature.formulas import PHI, accumulator, by_groups, groups, how
-from jaxunlearn.curvature.taps import single, walk_row
+from jaxunlearn.curvature.taps import Block, single, walk_row
 from jaxunlearn.typing import Array, Batch, Params
 
 
@@ -85,22 +86,55 @@ def by_taps(
     power: str,
     gradient: bool,
 ) -> Sums:
-    """The same by one backward pass; arguments of `by_vmap`."""
-    given = capture(function, columns, params, batch, scale, keys, power)
-    if given is None:
+    """The same by one backward pass for many rows; arguments of `by_vmap`.
+
+    On a CPU as many rows at once as stay near its cache, or all if there are convolutions of XLA's
+    own, which are slow inside loops. Memory: what a gradient of those rows needs, and the sums.
+    """
+    block = walk_row(function, params, batch)
+    if block.outs[0] is not None:  # no data reaches the result: nothing to tap
         return by_vmap(function, columns, params, batch, scale, keys, power, gradient)
     tree = jax.tree.structure(params)
-    moment = jax.tree.unflatten(tree, by_groups(given))
-    if not gradient:
-        return Sums(moment, None)
 
-    def weigh(d: Array) -> Array:
-        return d * scale.astype(d.dtype).reshape(-1, *[1] * (d.ndim - 1))
+    def total(batch: Batch, scale: Array, keys: Any) -> Sums:
+        given = capture(block, columns, params, batch, scale, keys, power)
+        moment = jax.tree.unflatten(tree, by_groups(given))
+        if not gradient:
+            return Sums(moment, None)
 
-    deltas = [tuple(weigh(d) for d in each) for each in given.deltas]
-    return Sums(
-        moment, jax.tree.unflatten(tree, by_groups(given._replace(deltas=deltas, power="sum")))
-    )
+        def weigh(d: Array) -> Array:
+            return d * scale.astype(d.dtype).reshape(-1, *[1] * (d.ndim - 1))
+
+        deltas = [tuple(weigh(d) for d in each) for each in given.deltas]
+        weighed = given._replace(deltas=deltas, power="sum")
+        return Sums(moment, jax.tree.unflatten(tree, by_groups(weighed)))
+
+    return in_chunks(total, (dict(batch), scale, keys), _rows_at_once(block, scale.size))
+
+
+# Numbers in the intermediate results of the rows taken at once. Measured on 2 cores, from 2^23 to
+# 2^27: residual networks and transformers are quickest here, up to twice as quick as with 32 rows.
+_NEAR_THE_CACHE = 28_000_000
+
+
+def _rows_at_once(block: Block, rows: int) -> int:
+    numbers, convolves = _intermediate(block)
+    if jax.default_backend() != "cpu" or convolves:
+        return rows
+    return max(1, _NEAR_THE_CACHE // max(1, numbers))
+
+
+def _intermediate(block: Block) -> tuple[int, bool]:
+    """(numbers that one row's equations give, whether one of these is XLA's convolution)."""
+    numbers, convolves = 0, False
+    for step in block.steps:
+        if all(mark is not None for mark in step.marks):
+            continue
+        inner, found = _intermediate(step.block) if step.block is not None else (0, False)
+        inner *= step.eqn.params.get("length", 1) if step.kind == "scan" else 1
+        numbers += max(inner, sum(v.aval.size for v in step.eqn.outvars))
+        convolves |= found or step.eqn.primitive.name == "conv_general_dilated"
+    return numbers, convolves
 
 
 def routes(function: Callable, params: Params, batch: Batch) -> tuple[Route, ...]:

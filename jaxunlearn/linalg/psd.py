@@ -8,6 +8,7 @@ Golub and Van Loan (2013), "Matrix Computations", section 4.2.
 import jax
 import jax.numpy as jnp
 
+from jaxunlearn.linalg.batching import one_by_one
 from jaxunlearn.linalg.solution import Solution, Solved
 from jaxunlearn.typing import Array
 
@@ -48,11 +49,11 @@ def psd_solve(matrix: Array, b: Array, *, tolerance: float = 1e-4) -> Solution:
             f"got {matrix.shape} and {b.shape}."
         )
     given = jnp.isfinite(matrix).all() & jnp.isfinite(b).all()
-    factor = jnp.linalg.cholesky(matrix)  # NaN where there is none
+    factor = one_by_one(jnp.linalg.cholesky)(matrix)  # NaN where there is none
     definite = jnp.isfinite(factor).all()
     safe = jnp.where(definite, factor, jnp.eye(b.size, dtype=factor.dtype))
 
-    x = jax.scipy.linalg.cho_solve((safe, True), b)
+    x = one_by_one(_solve)(safe, b)
     x = jnp.where(definite & jnp.isfinite(x).all(), x, 0)
     length = jnp.linalg.norm(b)
     residual = jnp.linalg.norm(b - matrix @ x) / jnp.where(length > 0, length, 1)
@@ -60,3 +61,7 @@ def psd_solve(matrix: Array, b: Array, *, tolerance: float = 1e-4) -> Solution:
     status = jnp.where(definite, status, Solved.INDEFINITE)
     status = jnp.where(given & jnp.isfinite(residual), status, Solved.NONFINITE)
     return Solution(x, status.astype(jnp.int32), residual, jnp.int32(0))
+
+
+def _solve(lower: Array, b: Array) -> Array:
+    return jax.scipy.linalg.cho_solve((lower, True), b)

@@ -32,6 +32,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxunlearn.curvature import products
 from jaxunlearn.data.streams import InMemory, Stream
+from jaxunlearn.linalg.batching import one_by_one
 from jaxunlearn.losses import weighted_mean
 from jaxunlearn.model import Model
 from jaxunlearn.objectives import Batches, Objective, stateless
@@ -199,7 +200,8 @@ def certificate(
         for part in data:
             matrix = matrix + products.dense_hessian(model.loss, wide, part)
         finite = jnp.isfinite(matrix).all()
-        values = jnp.linalg.eigvalsh(jnp.where(finite, matrix, jnp.eye(size, dtype=dtype)))
+        matrix = jnp.where(finite, matrix, jnp.eye(size, dtype=dtype))
+        values = one_by_one(jnp.linalg.eigvalsh)(matrix)
         smallest = jnp.where(finite, values[0], jnp.nan)
         slack = 1e-9 * jnp.maximum(values[-1], 1)
     else:
