@@ -30,6 +30,7 @@ def test_every_network_is_small_and_in_the_dtype_in_force(name, x64):
             assert all(len(column) == ROWS for column in network.columns.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_rows_are_on_their_own_and_every_leaf_counts_unless_it_says_not(name, x64):
     network = ZOO[name]()
