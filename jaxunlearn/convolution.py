@@ -121,6 +121,7 @@ def conv_as_matmul(
             out_sharding,
         )
 
+    assert not isinstance(padding, str)
     patches = patches_of(lhs, window, strides, padding, (1,) * rank, dilation)
     return lax.dot_general(
         patches,

@@ -359,10 +359,10 @@ def _moments(
     start = _Sums(zeros, zeros if plain else (), jnp.zeros(()))
     sums = fold_over(job, params, data, start, micro_batch=micro_batch, key=key)
     scale = jnp.where(sums.count > 0, sums.count, 1)
-    means = jax.tree.map(lambda s: s / scale.astype(s.dtype), (sums.moment, sums.plain))
-    if not is_traced(means):
-        _check_finite(means[0])
-    return _Sums(*means, sums.count)
+    moment, mean = jax.tree.map(lambda s: s / scale.astype(s.dtype), (sums.moment, sums.plain))
+    if not is_traced(moment):
+        _check_finite(moment)
+    return _Sums(moment, mean, sums.count)
 
 
 def _check_finite(means: Params) -> None:

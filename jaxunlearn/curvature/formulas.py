@@ -68,14 +68,16 @@ def groups(taps: Sequence[Tap], leaves: int) -> list[Group]:
 
 def how(taps: Sequence[Tap], group: Group) -> tuple[str, str]:
     """(a row of the table of this module, the reason if it is "examples")."""
-    if not group.taps:
+    count = len(group.taps)
+    if count == 0:
         return "unused", ""
-    if len(group.taps) > 1:
-        return "examples", f"meets data in {len(group.taps)} places"
+    if count > 1:
+        return "examples", f"meets data in {count} places"
     tap = taps[group.taps[0]]
     if len(group.leaves) > 1:
         return "examples", "what meets the data is made of several leaves"
-    if len(tap.wrt) > 1 or tap.statics[tap.wrt[0]].chain is None:
+    place, *more = tap.wrt
+    if more or tap.statics[place].chain is None:
         return "examples", "what meets the data is computed from the leaf"
     if tap.rule is not None and tap.rule.form == "lookup":
         return "rows", ""

@@ -43,7 +43,7 @@ def sum_of_squared_products(
     x: Array,
     d: Array,
     *,
-    power: Literal["square", "abs"] = "square",
+    power: str = "square",
     implementation: Literal["scan", "einsum", "pallas"] | None = None,
 ) -> Array:
     r"""F = sum_n phi(x_n^T d_n), elementwise, without the n x I x O numbers in between.

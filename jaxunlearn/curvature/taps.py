@@ -177,8 +177,8 @@ def _tap(eqn: Any, marks: tuple[Mark, ...]) -> Tap | None:
         return None
 
     def apply(fixed: Sequence[Array], others: Sequence[Array]) -> tuple[Array, ...]:
-        fixed, others = iter(fixed), iter(others)
-        operands = [next(others) if m is None else next(fixed) for m in marks]
+        left, right = iter(fixed), iter(others)
+        operands = [next(right) if m is None else next(left) for m in marks]
         outs = bind(eqn, operands)
         return tuple(outs[i] for i in inexact)
 

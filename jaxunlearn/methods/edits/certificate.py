@@ -201,7 +201,7 @@ def certificate(
             matrix = matrix + products.dense_hessian(model.loss, wide, part)
         finite = jnp.isfinite(matrix).all()
         matrix = jnp.where(finite, matrix, jnp.eye(size, dtype=dtype))
-        values = one_by_one(jnp.linalg.eigvalsh)(matrix)
+        values = one_by_one(lambda m: jnp.linalg.eigvalsh(m))(matrix)
         smallest = jnp.where(finite, values[0], jnp.nan)
         slack = 1e-9 * jnp.maximum(values[-1], 1)
     else:

@@ -155,7 +155,7 @@ def check_constants(
 def check_request(
     name: str, request: Request, stored: Moments | None, alpha: float | Array, bounded: bool
 ) -> None:
-    """Says what cannot work, before a run; values inside a trace are not looked at.
+    """Says what cannot work, before a run; inside a trace rows count as 1 each.
 
     Raises:
       ValueError: stored moments of no more examples than are to be forgotten.
@@ -163,7 +163,7 @@ def check_request(
     Warns:
       NothingSelectedWarning: `bounded`, and n/n_f < 3 alpha.
     """
-    if is_traced((request.forget, () if stored is None else stored.count)):
+    if stored is not None and is_traced((request.forget, stored.count)):
         return
     forget = _weight(request.forget)
     n = forget + _weight(request.retain) if stored is None else float(stored.count)
@@ -187,7 +187,7 @@ def check_request(
 
 
 def _weight(data: Any) -> float:
-    """Total weight of the rows; of a stream their number."""
+    """Total weight of the rows; of a stream, or inside a trace, their number."""
     if isinstance(data, InMemory) and "weight" in data and not is_traced(data["weight"]):
         return float(np.asarray(data["weight"], np.float64).sum())
     return float(data.num_examples)
