@@ -97,6 +97,7 @@ def test_a_new_class_is_left_out_of_the_penalty_on_parameters():
 # A run
 
 
+@pytest.mark.slow
 def test_a_tiny_run_writes_a_record_that_becomes_a_section(tmp_path):
     options = ["--sources", "digits", "--epochs", "1", "--seeds", "2", "--strengths", "0.1", "1e4"]
     options += ["--penalties", "l2", "--losses", "local", "--out", str(tmp_path)]

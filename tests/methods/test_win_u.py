@@ -402,6 +402,7 @@ def test_an_infinite_ridge_or_damping_moves_nothing(x64, classifier):
         assert 0 < np.abs(moved).max() < 1e-9
 
 
+@pytest.mark.slow
 def test_more_samples_come_nearer_to_the_exact_step(x64, classifier):
     theta = jnp.asarray(classifier.theta)
     curvature = jax.jit(partial(win_u_curvature, ridge=0.5, damping=0.0, micro_batch=30))(
@@ -576,6 +577,7 @@ def test_the_step_refuses_columns_of_another_model():
 # -------------------------------------------------------------------------------- the behaviour
 
 
+@pytest.mark.slow
 def test_on_a_small_network_the_forget_loss_moves_towards_retraining_and_not_beyond():
     from jaxunlearn.networks import MLP
 
