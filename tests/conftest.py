@@ -17,9 +17,9 @@ from twice: it cannot be on everywhere, since it also forbids the honest repetit
 bits". ``no_tracer_leaks`` finds tracers that outlive their trace: on everywhere it makes each small
 compilation two and a half times as slow.
 
-XLA's dearer optimisations are off: compiling is most of what the tests do, and without them it takes
-little more than half the time. ``JAX_DISABLE_MOST_OPTIMIZATIONS=0`` turns them on, as `.ci/run`
-does for the slow tests.
+XLA's dearer optimisations are off: compiling is most of what the tests do, and without them it
+takes little more than half the time. ``JAX_DISABLE_MOST_OPTIMIZATIONS=0`` turns them on, as
+``.ci/run`` does for the slow tests.
 
 Compiled programs are kept between runs and shared between workers: in ``JAX_COMPILATION_CACHE_DIR``
 where that is set, otherwise beside pytest's own cache.
