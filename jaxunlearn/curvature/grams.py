@@ -25,6 +25,7 @@ from jaxunlearn.curvature.coupling import check_independent
 from jaxunlearn.curvature.fisher import LossFn
 from jaxunlearn.curvature.folding import fold_over
 from jaxunlearn.curvature.formulas import groups
+from jaxunlearn.curvature.rules import Rule
 from jaxunlearn.curvature.taps import Tap, walk_row
 from jaxunlearn.typing import Array, Batch, Data, Params
 
@@ -196,6 +197,14 @@ def _sums(
     return (flat, count), plan
 
 
+class _Use(NamedTuple):
+    """A product in which a leaf is the weight."""
+
+    rule: Rule
+    axes: tuple[int, ...]  # input axes of the leaf
+    order: Any  # (I,) the product's input index for each index of theirs
+
+
 def _plan(function: Callable, params: Params, batch: Batch) -> list[_Weight]:
     paths = jax.tree_util.tree_leaves_with_path(params)
     taps = walk_row(function, params, batch).taps
@@ -204,33 +213,31 @@ def _plan(function: Callable, params: Params, batch: Batch) -> list[_Weight]:
         if len(group.leaves) != 1 or not group.taps:
             continue
         path, leaf = paths[group.leaves[0]]
-        found = [_inputs(taps[t], leaf.shape) for t in group.taps]
-        if any(f is None for f in found) or len({f[0] for f in found if f}) > 1:
+        found = [_use(taps[t], leaf.shape) for t in group.taps]
+        uses = [use for use in found if use is not None]
+        if len(uses) < len(found) or len({(use.axes, use.rule.groups) for use in uses}) > 1:
             continue
-        rules = [taps[t].rule for t in group.taps]
-        if len({r.groups for r in rules if r}) > 1:
-            continue
-        size = [found[0][1].size, taps[group.taps[0]].weights[0].size]  # type: ignore[index]
-        count = rules[0].groups  # type: ignore[union-attr]
-        outs = size[1] // size[0] // count
+        rule, axes, order = uses[0]
+        outs = taps[group.taps[0]].weights[0].size // (rule.groups * order.size)
+        shapes = ((rule.groups, n, n) for n in (order.size, outs))
         made.append(
             _Weight(
                 jax.tree_util.keystr(path),
                 group.taps,
-                found[0][0],  # type: ignore[index]
-                tuple(f[1] for f in found if f),
-                ((count, size[0], size[0]), (count, outs, outs)),
-                rules[0].positions,  # type: ignore[union-attr]
+                axes,
+                tuple(use.order for use in uses),
+                tuple(shapes),
+                rule.positions,
             )
         )
     return made
 
 
-def _inputs(tap: Tap, shape: tuple[int, ...]) -> tuple[tuple[int, ...], Any] | None:
-    """(input axes of the leaf, the op's input index for each index of theirs); None if none are.
+def _use(tap: Tap, shape: tuple[int, ...]) -> _Use | None:
+    """The product at a tap; None if it is something else, or no axes of the leaf are its inputs.
 
     Labels, one for each entry of the leaf, are sent along the chain to where the product reads
-    them: the coordinates that change with the op's input index are the input axes.
+    them: the coordinates that change with the product's input index are the input axes.
     """
     mark = tap.statics[tap.wrt[0]]
     if tap.rule is None or tap.rule.form != "product" or len(tap.wrt) > 1 or mark.chain is None:
@@ -247,4 +254,4 @@ def _inputs(tap: Tap, shape: tuple[int, ...]) -> tuple[tuple[int, ...], Any] | N
     if (spread != spread[:, :, :1]).any() or size != np.prod([shape[a] for a in axes], dtype=int):
         return None
     flat = np.ravel_multi_index(tuple(spread[:, :, 0]), [shape[a] for a in axes]) if axes else [0]
-    return axes, np.argsort(flat)
+    return _Use(tap.rule, axes, np.argsort(flat))
