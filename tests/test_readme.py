@@ -4,20 +4,30 @@ import importlib.util
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_example_runs_in_twenty_lines_and_forgets(capsys):
-    (code,) = re.findall(r"<!-- example:.*?-->\n```python\n(.*?)```", README, flags=re.DOTALL)
-    lines = [line for line in code.splitlines() if line.strip()]
-    assert len(lines) <= 20
-    exec(compile(code, "README.md", "exec"), {})
+def test_the_examples_run_one_after_the_other_and_forget(capsys):
+    first, curvature = re.findall(
+        r"<!-- example:.*?-->\n```python\n(.*?)```", README, flags=re.DOTALL
+    )
+    assert len([line for line in first.splitlines() if line.strip()]) <= 20
+    names: dict = {}
+    exec(compile(first, "README.md", "exec"), names)
     declared, share = capsys.readouterr().out.strip().splitlines()
     assert declared == "['forget', 'key', 'labels', 'retain'] empirical"
     assert float(share) < 0.5
+
+    exec(compile(curvature, "README.md", "exec"), names)
+    leaves = len(jax.tree.leaves(names["trained"].params))
+    assert capsys.readouterr().out.count("Route(") == leaves
+    for made in ("fisher", "exact"):
+        largest = [float(leaf.max()) for leaf in jax.tree.leaves(names[made])]
+        assert len(largest) == leaves and min(largest) > 0
 
 
 def test_the_table_of_methods_is_what_the_code_says():
