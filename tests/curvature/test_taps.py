@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn.curvature import absolute_moment, fisher_diagonal, routes, second_moment
+from jaxunlearn.curvature import (
+    absolute_moment,
+    fisher_diagonal,
+    folding,
+    moments,
+    routes,
+    second_moment,
+)
 from jaxunlearn.data import in_memory
 
 from .zoo import ZOO
@@ -143,6 +150,45 @@ def test_taps_can_be_mapped_over_models(x64):
     for i in (0, 1):
         one = moment(jax.tree.map(lambda p: p[i], stacked))  # noqa: B023
         agree(jax.tree.map(lambda m: m[i], many), one)  # noqa: B023
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 6])
+def test_rows_taken_a_few_at_a_time_give_the_same(most, x64, monkeypatch):
+    """The networks above are too small to be cut by themselves."""
+    monkeypatch.setattr(moments, "_rows_at_once", lambda block, rows: most)
+    seen = []
+    whole = moments.capture
+    monkeypatch.setattr(
+        moments, "capture", lambda *a, **k: (seen.append(a[4].size), whole(*a, **k))[1]
+    )
+    rng = np.random.default_rng(1)
+    params = {"w": jnp.asarray(rng.standard_normal((3, 4)))}
+    x, weight = rng.standard_normal((6, 2, 3)), np.array([1.0, 0.0, 2.0, 0.5, 3.0, 1.0])
+    data = in_memory({"x": x, "y": np.zeros(6, np.int32), "weight": weight})
+
+    def outputs(p, batch):
+        return jnp.tanh(batch["x"] @ p["w"]).sum(axis=1)
+
+    def loss(p, batch):
+        return outputs(p, batch).sum(axis=1)
+
+    agree(*(second_moment(loss, params, data, strategy=s) for s in ("taps", "vmap")))
+    drawn = {"kind": "mc", "outputs": outputs, "key": jax.random.key(0)}
+    agree(*(fisher_diagonal(None, params, data, strategy=s, **drawn) for s in ("taps", "vmap")))
+    assert set(seen) == {most}
+
+
+@pytest.mark.parametrize(("n", "most", "size"), [(6, 4, 3), (7, 4, 1), (7, 5, 7), (6, 9, 6)])
+def test_chunks_are_the_largest_that_divide_or_all(n, most, size):
+    sizes = []
+
+    def total(rows):
+        sizes.append(rows.shape[0])
+        return rows.sum(axis=0)
+
+    rows = jnp.arange(2.0 * n).reshape(n, 2)
+    np.testing.assert_allclose(folding.in_chunks(total, (rows,), most), rows.sum(axis=0))
+    assert set(sizes) == {size}
 
 
 def test_one_backward_pass_is_made_and_no_per_example_gradient():

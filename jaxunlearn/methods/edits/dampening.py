@@ -102,17 +102,22 @@ def describe(forget: Params, reference: Params, alpha: float | Array) -> Dampeni
     """What `dampen` does with these importances."""
     pairs = list(zip(jax.tree.leaves(forget), jax.tree.leaves(reference), strict=True))
     total = max(sum(f.size for f, _ in pairs), 1)
-    chosen = [_selected(f, r, alpha).mean() * (f.size / total) for f, r in pairs]
-    broken = [(~(jnp.isfinite(f) & jnp.isfinite(r))).mean() * (f.size / total) for f, r in pairs]
+
+    def share(entries: list[Array]) -> Array:
+        """Of all entries those that are true; counted in floats, which do not overflow."""
+        return jnp.array([e.sum(dtype=jnp.float32) for e in entries]).sum() / total
+
+    chosen = [_selected(f, r, alpha) for f, r in pairs]
+    broken = [~(jnp.isfinite(f) & jnp.isfinite(r)) for f, r in pairs]
     largest = [
         jnp.max(x, initial=0.0, where=jnp.isfinite(x))
         for x in jax.tree.leaves(ratios(forget, reference))
     ]
     return DampeningInfo(
-        selected=jnp.array(chosen).sum().astype(jnp.float32),
+        selected=share(chosen).astype(jnp.float32),
         largest_ratio=jnp.max(jnp.array(largest)).astype(jnp.float32),
         alpha=jnp.asarray(alpha, jnp.float32),
-        unusable=jnp.array(broken).sum().astype(jnp.float32),
+        unusable=share(broken).astype(jnp.float32),
     )
 
 
