@@ -25,15 +25,11 @@ import jax.numpy as jnp
 from jaxunlearn.curvature.capture import Captured
 from jaxunlearn.curvature.folding import in_chunks
 from jaxunlearn.curvature.replay import statics
-from jaxunlearn.curvature.squares import sum_of_squared_products
+from jaxunlearn.curvature.squares import POWERS, sum_of_squared_products
 from jaxunlearn.curvature.taps import Static, Tap
 from jaxunlearn.typing import Array, Params
 
-PHI: dict[str, Callable[[Array], Array]] = {
-    "square": jnp.square,
-    "abs": jnp.abs,
-    "sum": lambda value: value,  # of the gradients themselves
-}
+PHI = POWERS | {"sum": lambda value: value}  # "sum": of the gradients themselves
 
 
 def accumulator(params: Params) -> Params:

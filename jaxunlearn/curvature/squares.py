@@ -25,7 +25,7 @@ from jax import lax
 
 from jaxunlearn.typing import Array
 
-_POWERS: dict[str, Callable[[Array], Array]] = {"square": jnp.square, "abs": jnp.abs}
+POWERS: dict[str, Callable[[Array], Array]] = {"square": jnp.square, "abs": jnp.abs}
 _IMPLEMENTATIONS = (None, "scan", "einsum", "pallas")
 
 # Measured on 2 cores. Above this many weights a batched product is slow on a CPU (up to 9 times at
@@ -103,7 +103,7 @@ def sum_of_squared_products(
          [1.]]
     """
     _check(x, d, power, implementation)
-    phi = _POWERS[power]
+    phi = POWERS[power]
     dtype = jnp.promote_types(jnp.result_type(x, d), jnp.float32)
     operands = jnp.result_type(x, d)
     x, d = x.astype(operands), d.astype(operands)
@@ -178,7 +178,7 @@ def _pallas(x: Array, d: Array, phi: Callable[[Array], Array]) -> Array:
 
 
 def _check(x: Array, d: Array, power: str, implementation: str | None) -> None:
-    if power not in _POWERS:
+    if power not in POWERS:
         raise ValueError(
             f"sum_of_squared_products: expected power 'square' or 'abs', got {power!r}."
         )
