@@ -9,6 +9,10 @@
 | `ensemble.json`           | the section on many models as one program                      |
 | `curvature.json`          | the section on the price of a Fisher diagonal                  |
 | `continual.json`          | the section on continual learning                              |
+| `analytic.json`           | the section on deleting from analytic heads                    |
+| `kernel.json`             | the section on leaving rows out of kernel machines             |
+| `autoencoder.json`        | the section on deleting people from a linear autoencoder       |
+| `shards.json`             | the section on sharded training                                |
 | none                      | an error; no empty page is written                             |
 
 The same files give the same bytes: no clock, no machine and no random number is read here. Numbers
@@ -22,7 +26,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from experiments import continual_section, sections
-from experiments.benchmarks import curvature_section, ensemble
+from experiments.benchmarks import (
+    analytic_section,
+    autoencoder_section,
+    curvature_section,
+    ensemble,
+    kernel_section,
+    shards_section,
+)
 from experiments.benchmarks.section import many_models
 from experiments.comparisons import COMPARISONS, RESULTS
 from experiments.records import Record, read_record
@@ -63,6 +74,10 @@ How to read the tables:
 FURTHER: dict[str, tuple[Callable[[Path], Record], Callable[[Record], str]]] = {
     "curvature.json": (curvature_section.read, curvature_section.curvature_price),
     "continual.json": (continual_section.read, continual_section.continual),
+    "analytic.json": (analytic_section.read, analytic_section.analytic),
+    "kernel.json": (kernel_section.read, kernel_section.kernels),
+    "autoencoder.json": (autoencoder_section.read, autoencoder_section.autoencoder),
+    "shards.json": (shards_section.read, shards_section.sharding),
 }
 
 

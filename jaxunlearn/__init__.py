@@ -25,6 +25,7 @@ from .method import chain as chain
 from .method import exact as exact
 from .method import keep_best as keep_best
 from .method import masked as masked
+from .methods import acu as acu
 from .methods import assd as assd
 from .methods import descent as descent
 from .methods import features_labels as features_labels
@@ -34,6 +35,8 @@ from .methods import gradient_ascent as gradient_ascent
 from .methods import influence as influence
 from .methods import info_theoretic as info_theoretic
 from .methods import jit_lipschitz as jit_lipschitz
+from .methods import kernel_machine as kernel_machine
+from .methods import kernel_ridge as kernel_ridge
 from .methods import lfssd as lfssd
 from .methods import neggrad_plus as neggrad_plus
 from .methods import random_labels as random_labels
@@ -41,6 +44,13 @@ from .methods import retrain as retrain
 from .methods import ssd as ssd
 from .methods import win_u as win_u
 from .methods.edits.win_u import win_u_curvature as win_u_curvature
+from .methods.exact.acu import acu_state as acu_state
+from .methods.exact.analytic import analytic_head as analytic_head
+from .methods.exact.autoencoder import ease as ease
+from .methods.exact.nearest_mean import nearest_mean as nearest_mean
+from .methods.exact.shard_trainer import Trainer as Trainer
+from .methods.exact.shard_trainer import gradient_trainer as gradient_trainer
+from .methods.exact.shards import shards as shards
 from .model import Model as Model
 from .model import from_linen as from_linen
 from .model import from_nnx as from_nnx

@@ -106,6 +106,10 @@ PRESETS: dict[str, Preset] = {
         },
         "the recipe itself",
     ),
+    "acu": Preset(
+        lambda kind, recipe, classes: {"gamma": 0.1},
+        "the published ridge, gamma 0.1, solved from the retained data",
+    ),
     "finetune": Preset(
         lambda kind, recipe, classes: {
             "learning_rate": 5 * recipe.learning_rate,

@@ -18,3 +18,6 @@ from .products import dense_ggn as dense_ggn
 from .products import dense_hessian as dense_hessian
 from .products import ggn_product as ggn_product
 from .products import hessian_product as hessian_product
+from .tangent_kernel import displaced as displaced
+from .tangent_kernel import linearised as linearised
+from .tangent_kernel import tangent_kernel as tangent_kernel

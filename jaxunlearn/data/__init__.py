@@ -7,6 +7,13 @@ from .archives import cifar10 as cifar10
 from .archives import cifar100 as cifar100
 from .archives import mnist as mnist
 from .duplicates import NearDuplicates as NearDuplicates
+from .low_rank import low_rank_ratings as low_rank_ratings
+from .rating_sources import RatingSource as RatingSource
+from .rating_sources import load_ratings as load_ratings
+from .rating_tasks import RatingTask as RatingTask
+from .rating_tasks import parse_rating_task as parse_rating_task
+from .ratings import Ratings as Ratings
+from .ratings import ratings as ratings
 from .selections import class_task as class_task
 from .selections import group_task as group_task
 from .selections import index_task as index_task
@@ -25,3 +32,4 @@ from .streams import from_grain as from_grain
 from .streams import in_memory as in_memory
 from .tasks import Task as Task
 from .tfds import tfds_source as tfds_source
+from .time_splits import time_split as time_split

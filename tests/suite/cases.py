@@ -23,6 +23,7 @@ TX = optax.adam(0.05)
 # name -> the method, small enough to compile in a second; every public builder at least once
 METHODS: dict[str, ju.Method] = {
     "retrain": ju.retrain(TX, epochs=1),
+    "acu": ju.acu(gamma=1.0),
     "finetune": ju.finetune(epochs=2),
     "gradient_ascent": ju.gradient_ascent(optax.sgd(0.1), epochs=2),
     "jit_lipschitz": ju.jit_lipschitz(optax.sgd(0.1), samples=3),
@@ -38,6 +39,7 @@ METHODS: dict[str, ju.Method] = {
     "win_u": ju.win_u(damping=2.0, micro_batch=4),
     "descent": ju.descent(partial(objectives.neggrad_plus, alpha=0.5), TX, steps=3),
 }
+HEAD_ONLY = ("acu",)  # moves the last layer and nothing else
 DESCENTS = ("finetune", "gradient_ascent", "info_theoretic", "jit_lipschitz", "neggrad_plus",
             "random_labels", "descent")  # fmt: skip
 
@@ -65,9 +67,12 @@ def request(batch_size: int = 6) -> ju.Request:
 
 def mlp(params: Any, batch: Any) -> jax.Array:
     """4-6-3; params are a nested dict."""
-    body, head = params["body"], params["head"]
-    hidden = jnp.tanh(batch["x"] @ body["w"] + body["b"][None])
-    return (hidden @ head["w"] + head["b"][None]).astype(jnp.float32)
+    head = params["head"]
+    return (mlp_features(params, batch) @ head["w"] + head["b"][None]).astype(jnp.float32)
+
+
+def mlp_features(params: Any, batch: Any) -> jax.Array:
+    return jnp.tanh(batch["x"] @ params["body"]["w"] + params["body"]["b"][None])
 
 
 def mlp_init(key: jax.Array) -> Any:
@@ -78,18 +83,15 @@ def mlp_init(key: jax.Array) -> Any:
     return {"body": body, "head": head}
 
 
-def by_hand(outputs: Any, init: Any) -> ju.Model:
+def by_hand(outputs: Any, init: Any, features: Any = lambda params, batch: batch["x"]) -> ju.Model:
     def loss(params: Any, batch: Any) -> jax.Array:
         return ju.losses.cross_entropy(outputs(params, batch), batch["y"])
-
-    def features(params: Any, batch: Any) -> jax.Array:
-        return batch["x"]
 
     return ju.Model(outputs=outputs, loss=loss, features=features, init=init)
 
 
 def dict_case() -> Case:
-    return Case(by_hand(mlp, mlp_init), mlp_init(jax.random.key(0)), request())
+    return Case(by_hand(mlp, mlp_init, mlp_features), mlp_init(jax.random.key(0)), request())
 
 
 def tuple_case() -> Case:
@@ -109,8 +111,11 @@ class Normalised(nnx.Module):
         self.norm = nnx.BatchNorm(6, rngs=rngs)
         self.head = nnx.Linear(6, 3, rngs=rngs)
 
+    def features(self, x: jax.Array) -> jax.Array:
+        return nnx.relu(self.norm(self.dense(x)))
+
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.head(nnx.relu(self.norm(self.dense(x))))
+        return self.head(self.features(x))
 
 
 def nnx_case() -> Case:

@@ -1,0 +1,336 @@
+"""Machines of other losses: each against scikit-learn, each deletion against a refit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxunlearn as ju
+from jaxunlearn.curvature import displaced, linearised, tangent_kernel
+from jaxunlearn.linalg.solution import Solved
+from jaxunlearn.methods.exact import kernel_losses
+from jaxunlearn.methods.exact.decremental import decrement
+from jaxunlearn.methods.exact.dual_ascent import ascend, relative_gap
+from jaxunlearn.methods.exact.kernels import linear, rbf
+from jaxunlearn.methods.exact.slots import IllConditionedError
+from jaxunlearn.methods.exact.tangent_dynamics import subgradient_descent
+
+N, RHO = 40, 0.2
+RBF = rbf(gamma=0.5)
+LOSSES = {
+    "squared": kernel_losses.squared(),
+    "hinge": kernel_losses.hinge(),
+    "squared_hinge": kernel_losses.squared_hinge(),
+    "logistic": kernel_losses.logistic(),
+    "epsilon_insensitive": kernel_losses.epsilon_insensitive(0.3),
+}
+MACHINES = {
+    name: ju.kernel_machine(kernel=RBF, rho=RHO, loss=loss) for name, loss in LOSSES.items()
+}
+SVM = MACHINES["hinge"]
+
+
+def data(dtype=float):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((N, 3))
+    return x.astype(dtype), np.sign(x[:, 0] + 0.7 * rng.standard_normal(N)).astype(dtype)
+
+
+def left(rows):
+    return np.setdiff1d(np.arange(N), rows)
+
+
+def support(state):
+    return np.flatnonzero(np.asarray(state.alpha))
+
+
+# -------------------------------------------------------------------------------------- the losses
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_conjugates_slopes_and_coordinate_steps_belong_together(x64, name):
+    """l*(u) = sup_f u f - l(f) on a grid; Fenchel-Young holds with equality at slopes and steps."""
+    loss = LOSSES[name]
+    f, grid = jnp.linspace(-2.83, 3.17, 41), jnp.linspace(-60, 60, 240_001)
+    for y in (-1.0, 1.0):
+        y = jnp.asarray(y)
+        beta = -loss.slope(y, f)
+        gap = loss.value(y, f) + loss.conjugate(y, beta) + beta * f
+        np.testing.assert_allclose(gap, 0, atol=1e-12)
+        sup = (-beta[:5, None] * grid[None] - loss.value(y, grid)[None]).max(axis=1)
+        np.testing.assert_allclose(loss.conjugate(y, beta[:5]), sup, atol=1e-4)
+        step = (f[1:] - f[:-1]) / 1e4
+        slope = (loss.value(y, f[:-1] + step) - loss.value(y, f[:-1])) / step
+        np.testing.assert_allclose(slope, loss.slope(y, f[:-1]), atol=1e-3)
+        k, rho = jnp.asarray(0.7), jnp.asarray(RHO)
+        a = loss.coordinate(y, f, k, rho)  # f plays the part of what the others predict
+        at = f + k * a
+        gap = loss.value(y, at) + loss.conjugate(y, rho * a) + rho * a * at
+        np.testing.assert_allclose(gap, 0, atol=1e-12)
+
+
+def oracle(name, x, y):
+    """scikit-learn on a factor of the kernel, without intercept: predictions at x."""
+    svm, linear_model = (pytest.importorskip(f"sklearn.{m}") for m in ("svm", "linear_model"))
+    tight = {"tol": 1e-9, "max_iter": 1_000_000, "fit_intercept": False}
+    c = 1 / RHO
+    model = {
+        "squared": lambda: linear_model.Ridge(alpha=RHO, fit_intercept=False),
+        "hinge": lambda: svm.LinearSVC(C=c, loss="hinge", **tight),
+        "squared_hinge": lambda: svm.LinearSVC(C=c / 2, loss="squared_hinge", **tight),
+        "logistic": lambda: linear_model.LogisticRegression(C=c, solver="newton-cholesky", **tight),
+        "epsilon_insensitive": lambda: svm.LinearSVR(C=c, epsilon=0.3, **tight),
+    }[name]()
+    values, vectors = np.linalg.eigh(np.asarray(RBF(x, x)))
+    features = vectors * np.sqrt(np.maximum(values, 0))
+    return features @ model.fit(features, y).coef_.ravel()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_deletion_equals_a_refit_and_the_neighbour_agrees(x64, name):
+    x, y = data()
+    machine = MACHINES[name]
+    state = machine.init(x, y)
+    np.testing.assert_allclose(machine.predict(state, x), oracle(name, x, y), atol=1e-4)
+    gone = support(state)[:5]
+    forgotten = machine.forget(state, gone)
+    again = oracle(name, x[left(gone)], y[left(gone)])
+    np.testing.assert_allclose(machine.predict(forgotten, x)[left(gone)], again, atol=1e-4)
+    expected = machine.predict(machine.refit(forgotten), x)
+    np.testing.assert_allclose(machine.predict(forgotten, x), expected, atol=1e-6)
+    assert np.abs(machine.predict(state, x) - expected).max() > 0.05
+    assert float(forgotten.gap) < 1e-13 and not np.asarray(forgotten.alpha)[gone].any()
+    back = machine.learn(forgotten, gone, x[gone], y[gone])
+    np.testing.assert_allclose(machine.predict(back, x), machine.predict(state, x), atol=1e-6)
+
+
+def test_the_machine_of_the_squared_loss_is_kernel_ridge(x64):
+    x, y = data()
+    ridge = ju.kernel_ridge(kernel=RBF, rho=RHO)
+    state = MACHINES["squared"].init(x, y)
+    np.testing.assert_allclose(state.alpha, ridge.init(x, y).alpha, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["hinge", "squared_hinge", "epsilon_insensitive"])
+def test_rows_that_support_nothing_leave_without_a_trace(x64, name):
+    x, y = data()
+    machine = MACHINES[name]
+    state = machine.init(x, y)
+    others = np.setdiff1d(np.arange(N), support(state))
+    assert len(others) > 2
+    forgotten = machine.forget(state, others[:3])
+    np.testing.assert_array_equal(forgotten.alpha, state.alpha)
+    np.testing.assert_array_equal(machine.predict(forgotten, x), machine.predict(state, x))
+    assert not np.asarray(forgotten.x)[others[:3]].any()
+    assert int(forgotten.events) == int(forgotten.epochs) == 0
+
+
+# -------------------------------------------------------------------------------- decremental path
+
+
+def test_the_path_alone_ends_at_the_refit(x64):
+    """All sizes of request up to all support vectors, with no dual ascent behind it."""
+    x, y = data()
+    state = SVM.init(x, y)
+    walk = jax.jit(decrement)
+    events = []
+    for count in (1, 5, len(support(state))):
+        gone = np.isin(np.arange(N), support(state)[:count])
+        path = walk(state.gram, state.y, state.alpha, jnp.ones(N, bool), gone, RHO)
+        expected = SVM.refit(SVM.forget(state, np.flatnonzero(gone))).alpha
+        np.testing.assert_allclose(path.alpha, expected, atol=1e-8)
+        assert bool(path.arrived) and not np.asarray(path.alpha)[gone].any()
+        events.append(int(path.events))
+    assert 0 < events[0] < events[2]
+
+
+def test_the_hinge_needs_no_ascent_after_its_path(x64):
+    x, y = data()
+    state = SVM.init(x, y)
+    forgotten = SVM.forget(state, support(state)[:5])
+    assert int(forgotten.events) > 0 and int(forgotten.epochs) == 0
+
+
+def test_margin_rows_that_depend_on_each_other_are_left_to_dual_ascent(x64):
+    """A linear kernel of three inputs has rank three."""
+    x, y = data()
+    machine = ju.kernel_machine(kernel=linear, rho=5.0)
+    state = machine.init(np.round(x), y)
+    gone = support(state)[:5]
+    forgotten = machine.forget(state, gone)
+    again = machine.refit(forgotten)
+    np.testing.assert_allclose(machine.predict(forgotten, x), machine.predict(again, x), atol=1e-6)
+    doubled = jnp.concatenate([state.gram[:1], state.gram[:1]])
+    gram = jnp.concatenate([doubled[:, :1], doubled[:, :1]], axis=1)  # one row, twice, at margin
+    pair = jnp.array([0.5, 0.5]) / gram[0, 0]
+    gone = jnp.array([False, True])
+    path = decrement(gram, jnp.ones(2), pair, jnp.ones(2, bool), gone, 0.01)
+    assert bool(path.arrived)
+    np.testing.assert_allclose(path.alpha, [1 / gram[0, 0], 0], rtol=1e-12)
+
+
+def test_forgetting_twice_all_or_nothing(x64):
+    x, y = data()
+    state = SVM.init(x, y)
+    once = SVM.forget(state, support(state)[:5])
+    for rows in (support(state)[:5], []):
+        np.testing.assert_array_equal(SVM.forget(once, rows).alpha, once.alpha)
+    empty = SVM.forget(state, np.arange(N))
+    np.testing.assert_array_equal(SVM.predict(empty, x), 0)
+    assert float(empty.gap) == 0
+
+
+def test_many_requests_at_once_are_each_alone(x64):
+    x, y = data()
+    state = SVM.init(x, y)
+    first, second = support(state)[:8], support(state)[8:16]
+    many = jax.jit(jax.vmap(SVM.forget, in_axes=(None, 0)))(state, jnp.stack([first, second]))
+    for i, rows in enumerate((first, second)):
+        np.testing.assert_allclose(many.alpha[i], SVM.forget(state, rows).alpha, atol=1e-10)
+
+
+# --------------------------------------------------------------------------------- the certificate
+
+
+def test_the_gap_bounds_how_far_predictions_can_be(x64):
+    x, y = data()
+    state = SVM.init(x, y)
+    best = SVM.predict(state, x)
+    everything = jnp.ones(N, bool)
+    for epochs in (1, 3, 10):
+        dual = ascend(
+            state.gram, state.y, everything, jnp.zeros(N),
+            loss=LOSSES["squared_hinge"], rho=RHO, tolerance=1e-14, epochs=epochs,
+        )  # fmt: skip
+        exact = MACHINES["squared_hinge"].init(x, y)
+        off = jnp.abs(state.gram @ dual.alpha - MACHINES["squared_hinge"].predict(exact, x)).max()
+        assert int(dual.status) == Solved.EXHAUSTED and int(dual.epochs) == epochs
+        assert off <= jnp.sqrt(2 * dual.gap * N / 2 / RHO)  # P(0) = n / 2
+    wrong = state.alpha.at[support(state)[0]].multiply(0.9)
+    gap = relative_gap(state.gram, state.y, wrong, everything, loss=LOSSES["hinge"], rho=RHO)
+    assert jnp.abs(state.gram @ wrong - best).max() <= jnp.sqrt(2 * gap * N / RHO)
+    assert gap > 1e-6
+
+
+def test_float32_reaches_its_own_tolerance():
+    x, y = data(np.float32)
+    state = SVM.init(x, y)
+    gone = support(state)[:5]
+    forgotten = SVM.forget(state, gone)
+    again = SVM.refit(forgotten)
+    assert forgotten.alpha.dtype == jnp.float32
+    np.testing.assert_allclose(SVM.predict(forgotten, x), SVM.predict(again, x), atol=1e-2)
+
+
+def test_too_few_epochs_are_an_error_and_a_status():
+    x, y = data(np.float32)
+    machine = ju.kernel_machine(kernel=RBF, rho=RHO, loss=LOSSES["logistic"], epochs=1)
+    with pytest.raises(IllConditionedError, match="init: EXHAUSTED with relative gap.*1 epochs"):
+        machine.init(x, y)
+    assert int(jax.jit(machine.init)(x, y).status) == Solved.EXHAUSTED
+
+
+def test_arguments_that_do_not_fit_are_refused():
+    x, y = data(np.float32)
+    with pytest.raises(ValueError, match="the loss hinge wants labels -1 and 1, got 0"):
+        SVM.init(x, np.where(y > 0, 1, 0))
+    with pytest.raises(ValueError, match="rho > 0, tolerance > 0 and epochs >= 1.*rho=0"):
+        ju.kernel_machine(kernel=RBF, rho=0)
+    with pytest.raises(ValueError, match="expected epsilon >= 0, got -1"):
+        kernel_losses.epsilon_insensitive(-1)
+    state = SVM.init(x, y, capacity=N + 1)
+    with pytest.raises(ValueError, match="row 40 was never learnt"):
+        SVM.forget(state, [N])
+    with pytest.raises(ValueError, match="row 3 is learnt already"):
+        SVM.learn(state, [3], x[:1], y[:1])
+    np.testing.assert_array_equal(SVM.learn(state, [], x[:0], y[:0]).alpha, state.alpha)
+
+
+# ------------------------------------------------------------------------------------ the dynamics
+
+
+def steps(count, batch=None):
+    rng = np.random.default_rng(1)
+    rows = [rng.permutation(N)[: batch or N] for _ in range(count)]
+    return jnp.asarray(np.array(rows))
+
+
+DESCENT = {"loss": LOSSES["hinge"], "decay": RHO / N, "learning_rate": 0.5}
+descend = jax.jit(subgradient_descent, static_argnames=("loss", "shrink"))
+
+
+def test_descent_ends_near_the_support_vector_machine(x64):
+    """lambda = rho / n; a constant learning rate ends in a neighbourhood, so the rate falls."""
+    x, y = data()
+    state = SVM.init(x, y)
+    alpha = jnp.zeros(N)
+    for rate in (1.0, 0.3, 0.1, 0.03, 0.01):
+        options = DESCENT | {"learning_rate": rate}
+        alpha, values = descend(state.gram, state.y, steps(1500), start=alpha, **options)
+    beta = RHO * state.alpha
+    best = (RHO / 2 * state.alpha @ state.gram @ state.alpha) / N + LOSSES["hinge"].value(
+        state.y, state.gram @ state.alpha
+    ).mean()
+    assert float(beta @ state.y) > 0
+    np.testing.assert_allclose(values[-100:].min(), best, rtol=2e-3)
+    assert float(values[-100:].min()) >= float(best) * (1 - 1e-12)
+
+
+def test_the_published_update_is_descent_only_if_the_batch_is_everything(x64):
+    x, y = data()
+    gram = RBF(x, x)
+    y = jnp.asarray(y)
+    both = [descend(gram, y, steps(50), shrink=how, **DESCENT)[0] for how in ("all", "batch")]
+    np.testing.assert_allclose(*both, rtol=1e-12)
+    both = [descend(gram, y, steps(50, 4), shrink=how, **DESCENT)[0] for how in ("all", "batch")]
+    assert jnp.abs(both[0] - both[1]).max() > 0.01
+
+
+def test_descent_without_rows_is_descent_on_the_others(x64):
+    x, y = data()
+    gram, kept = RBF(x, x), np.arange(N) >= 5
+    out, values = descend(gram, jnp.asarray(y), steps(20), kept=jnp.asarray(kept), **DESCENT)
+    rows = jnp.broadcast_to(jnp.arange(N - 5), (20, N - 5))
+    alone, expected = descend(gram[5:, 5:], jnp.asarray(y[5:]), rows, **DESCENT)
+    np.testing.assert_allclose(out[5:], alone, rtol=1e-12)
+    np.testing.assert_allclose(values, expected, rtol=1e-12)
+    assert not np.asarray(out)[:5].any()
+
+
+def test_the_linear_model_of_a_network_follows_the_kernel_step_by_step(x64):
+    """Mini-batch descent on parameters = descent on alpha over the tangent kernel, exactly."""
+    rng = np.random.default_rng(0)
+    params = jnp.asarray(rng.standard_normal((3, 5)))
+    model = ju.Model(
+        outputs=lambda p, b: (jnp.tanh(b["x"] @ p) ** 2).sum(1), loss=lambda p, b: b["x"][:, 0]
+    )
+    x, y = data()
+    batch, y = {"x": jnp.asarray(x)}, jnp.asarray(y)
+    at_start = model.outputs(params, batch)
+    hinge, batches = LOSSES["hinge"], steps(12, 7)
+
+    def loss(p, rows):
+        f = (linearised(model, params, p, batch) - at_start)[rows]
+        pull = DESCENT["decay"] / 2 * ((p - params) ** 2).sum()
+        return pull + hinge.value(y[rows], f).mean()
+
+    theta = params
+    slope = jax.jit(jax.grad(loss))
+    for rows in batches:
+        theta = theta - DESCENT["learning_rate"] * slope(theta, rows)
+    gram = tangent_kernel(model, params, batch, outputs="trace")
+    alpha, _ = descend(gram, y, batches, **DESCENT)
+    np.testing.assert_allclose(displaced(model, params, batch, alpha), theta, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shrink": "batches"}, "Did you mean 'batch'"),
+        ({"decay": -1.0}, "decay >= 0 and learning_rate > 0.*decay=-1"),
+        ({"learning_rate": 0.0}, "decay >= 0 and learning_rate > 0.*learning_rate=0"),
+    ],
+)
+def test_descent_refuses_what_it_cannot_do(options, message):
+    with pytest.raises(ValueError, match=message):
+        subgradient_descent(jnp.eye(N), jnp.ones(N), steps(1), **(DESCENT | options))
