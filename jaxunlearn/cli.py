@@ -7,7 +7,8 @@
 | 3      | the comparison is not informative: no score, the reason is printed and stored       |
 | 130    | interrupted                                                                         |
 
-Progress and warnings go to standard error, what was found to standard output.
+Progress and warnings go to standard error, what was found to standard output. A source of ratings is
+compared as a recommender; an option of the other kind of comparison is refused, not ignored.
 """
 
 import argparse
@@ -78,18 +79,25 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = compare.add_argument
-    sources = "digits, digits:odd_even, digits:loop, mnist, cifar10, cifar100, tfds:NAME"
-    tasks = "class:3 | subclass:3 | random:0.05 | group:COLUMN=VALUE | ids:1,2,3"
-    methods = "such as ssd,neggrad_plus(alpha=0.9,epochs=3); see `jaxunlearn methods`"
+    sources = "digits, digits:odd_even, digits:loop, mnist, cifar10, cifar100, tfds:NAME; of "
+    sources += "ratings: ratings, movielens, movielens:100k, tfds:movielens/NAME, each :implicit too"
+    tasks = "class:3 | subclass:3 | random:0.05 | group:COLUMN=VALUE | ids:1,2,3; of ratings: "
+    tasks += "user:42 | item:7 | random:0.01 | entries:1,2,3; default class:3, or random:0.01"
+    methods = "such as ssd,neggrad_plus(alpha=0.9,epochs=3) or als(mode='rows'); see "
+    methods += "`jaxunlearn methods`"
     kept = "where trained ensembles and compiled programs are kept"
     add("--source", default="digits", help=sources)
-    add("--forget", default="class:3", help=tasks)
+    add("--forget", default=None, help=tasks)
     add("--methods", default=None, help=methods)
     add("--model", default="mlp", help="mlp, cnn, resnet18, resnet18_gn, vit")
     add("--optimizer", default="adam", help="adam or sgd")
     add("--learning-rate", type=_number, default=2e-3)
     add("--batch-size", type=_integer(1), default=64)
     add("--epochs", type=_integer(0), default=30)
+    add("--rank", type=_integer(1), default=8, help="factors of a recommender")
+    add("--regularisation", type=_number, default=None, help="of a recommender; default by feedback")
+    add("--feedback", default=None, help="explicit, implicit or ials; default that of the source")
+    add("--sweeps", type=_integer(1), default=None, help="of a recommender; default until converged")
     add("--seeds", type=_integer(2), default=16, help="originals, and models per method")
     add("--oracles", type=_integer(4), default=32, help="true retrainings to compare with")
     add("--seed", type=_integer(0), default=0, help="of everything random")
@@ -142,14 +150,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _methods(name: str | None) -> int:
-    from jaxunlearn import presets
+    from jaxunlearn import presets, rating_presets
 
     entries = presets.catalogue()
     if name is None:
         print(_columns([("name", "family", "guarantee", "needs", "arXiv")] + [
             (e.name, e.family, e.guarantee, " ".join(e.needs), e.paper) for e in entries.values()
         ]))  # fmt: skip
+        print("\nFor ratings:\n" + _columns([
+            (name, e.family, e.guarantee, e.paper, e.rule)
+            for name, e in rating_presets.METHODS.items()
+        ]))  # fmt: skip
         print("\njaxunlearn methods NAME shows one in full.")
+        return 0
+    if name in rating_presets.METHODS and name not in entries:
+        print(rating_presets.page(name))
         return 0
     if name not in entries:
         raise ValueError(f"method: {presets.nearest(name, entries)}")
@@ -175,23 +190,17 @@ def _compare(options: argparse.Namespace) -> int:
     if not options.no_cache and not jax.config.jax_compilation_cache_dir:  # type: ignore
         jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    from jaxunlearn import compare, data, presets, results
+    from jaxunlearn import results
     from jaxunlearn.audit import report
 
-    recipe = presets.Recipe(
-        options.model, options.optimizer, options.learning_rate, options.batch_size, options.epochs
-    )
-    settings = compare.Settings(recipe, options.seeds, options.oracles, options.seed, options.rows)
-    methods = presets.parse_methods(options.methods) if options.methods is not None else None
-    source = data.load(options.source, data_dir=options.data_dir)
-    task = data.parse_task(source, options.forget)
+    prepare = _prepare_ratings if _is_of_ratings(options.source) else _prepare_classifiers
+    task, run = prepare(options, None if options.no_cache else Cache(root / "models"))
     say = _Progress(sys.stderr, options.quiet)
     say(task.describe(), 0.0)
-    cache = None if options.no_cache else Cache(root / "models")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default")
-            found = compare.compare(task, methods, settings, cache=cache, say=say)
+            found = run(say)
     finally:
         say.done()
     record = found.record | {"command": _command(options)}
@@ -207,6 +216,61 @@ def _compare(options: argparse.Namespace) -> int:
         print(f"note: {note}")
     print("wrote " + ", ".join(str(path) for path in written))
     return 0 if found.informative else NOT_INFORMATIVE
+
+
+_OF_CLASSIFIERS = ("model", "optimizer", "learning_rate", "batch_size", "epochs")
+_OF_RATINGS = ("rank", "regularisation", "feedback", "sweeps")
+
+
+def _is_of_ratings(source: str) -> bool:
+    from jaxunlearn.data import is_rating_source
+
+    return is_rating_source(source)
+
+
+def _refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Refuses options that were given a value and would have been ignored."""
+    usual = parser().parse_args(["compare"])
+    for name in names:
+        if getattr(options, name) != getattr(usual, name):
+            raise ValueError(f"--{name.replace('_', '-')} {why}.")
+
+
+def _prepare_classifiers(options: argparse.Namespace, cache: Any) -> tuple[Any, Callable]:
+    """(task, what runs it) of a comparison of classifiers."""
+    from jaxunlearn import compare, data, presets
+
+    where = f"is for recommenders, and {options.source} is classified"
+    _refuse(options, _OF_RATINGS, f"{where}; leave it out, or give a source of ratings")
+    recipe = presets.Recipe(*(getattr(options, name) for name in _OF_CLASSIFIERS))
+    settings = compare.Settings(recipe, options.seeds, options.oracles, options.seed, options.rows)
+    methods = presets.parse_methods(options.methods) if options.methods is not None else None
+    source = data.load(options.source, data_dir=options.data_dir)
+    options.forget = "class:3" if options.forget is None else options.forget
+    task = data.parse_task(source, options.forget)
+    return task, lambda say: compare.compare(task, methods, settings, cache=cache, say=say)
+
+
+def _prepare_ratings(options: argparse.Namespace, cache: Any) -> tuple[Any, Callable]:
+    """(task, what runs it) of a comparison of recommenders; fits take seconds and are not kept."""
+    from jaxunlearn import compare_ratings, data, rating_presets
+
+    where = f"is for classifiers, and {options.source} is factorised"
+    _refuse(options, _OF_CLASSIFIERS, f"{where}; use --rank, --regularisation, --sweeps")
+    methods = rating_presets.DEFAULT_METHODS if options.methods is None else options.methods
+    methods = rating_presets.parse_methods(methods)
+    source = data.load_ratings(options.source, data_dir=options.data_dir)
+    feedback = source.kind if options.feedback is None else options.feedback
+    recipe = rating_presets.Factorisation(
+        options.rank, options.regularisation, feedback, options.sweeps
+    )
+    settings = compare_ratings.Settings(
+        recipe, options.seeds, options.oracles, options.seed, options.rows
+    )
+    options.forget = "random:0.01" if options.forget is None else options.forget
+    task = data.parse_rating_task(source, options.forget)
+    compare_ratings.check_feedback(task, recipe)
+    return task, lambda say: compare_ratings.compare(task, methods, settings, say=say)
 
 
 def _use_all_cores(jax: Any) -> None:
@@ -232,8 +296,8 @@ def _folder(path: Path) -> Path:
 
 def _command(options: argparse.Namespace) -> str:
     """The options that change what is computed, as a command line."""
-    shown = ("source", "forget", "methods", "model", "optimizer", "learning_rate", "batch_size")
-    shown += ("epochs", "seeds", "oracles", "seed", "rows")
+    kind = _OF_RATINGS if _is_of_ratings(options.source) else _OF_CLASSIFIERS
+    shown = ("source", "forget", "methods", *kind, "seeds", "oracles", "seed", "rows")
     words = [
         f"--{name.replace('_', '-')} {shlex.quote(str(getattr(options, name)))}"
         for name in shown

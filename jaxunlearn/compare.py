@@ -93,15 +93,24 @@ class Settings:
     resamples: int = 1000
 
     def __post_init__(self) -> None:
-        if self.seeds < 2 or self.oracles < 4:
-            raise ValueError(
-                f"expected at least 2 seeds and 4 oracles, got {self.seeds} and {self.oracles}: "
-                "with fewer there is neither a floor nor an interval."
-            )
-        if self.rows < 1:
-            raise ValueError(f"rows: expected at least 1, got {self.rows}.")
-        if self.seed < 0:
-            raise ValueError(f"seed: expected an integer >= 0, got {self.seed}.")
+        check_numbers(self)
+
+
+def check_numbers(settings: Any) -> None:
+    """Refuses numbers of models, rows and seeds with which nothing can be said.
+
+    Raises:
+      ValueError: fewer than 2 seeds, 4 oracles or 1 row, or a seed below 0.
+    """
+    if settings.seeds < 2 or settings.oracles < 4:
+        raise ValueError(
+            f"expected at least 2 seeds and 4 oracles, got {settings.seeds} and "
+            f"{settings.oracles}: with fewer there is neither a floor nor an interval."
+        )
+    if settings.rows < 1:
+        raise ValueError(f"rows: expected at least 1, got {settings.rows}.")
+    if settings.seed < 0:
+        raise ValueError(f"seed: expected an integer >= 0, got {settings.seed}.")
 
 
 def compare(

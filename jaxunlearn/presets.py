@@ -250,7 +250,7 @@ def build(name: str, changes: Mapping[str, Any], kind: str, recipe: Recipe, clas
     for argument, value in changes.items():
         if argument not in options:
             raise ValueError(f"method {name}: argument {nearest(argument, options)}")
-        _check_value(f"method {name}: {argument}", value, options[argument])
+        check_value(f"method {name}: {argument}", value, options[argument])
     arguments = PRESETS[name].arguments(kind, recipe, classes) | dict(changes)
     if "tx" in accepted:
         try:
@@ -274,7 +274,7 @@ _NOUNS = {
 }
 
 
-def _check_value(what: str, value: Any, annotation: Any) -> None:
+def check_value(what: str, value: Any, annotation: Any) -> None:
     """Refuses `value` unless it is of a type that `annotation`, such as `float | None`, names."""
     allowed = get_args(annotation) or (annotation,)
     if type(value) is int and abs(value) >= 2**31:

@@ -17,6 +17,9 @@ refused, never guessed at. Undefined numbers are null, never 0 and never NaN.
 |        | seconds                                                                               |
 | curves | label -> mean ROC of the loss attack                                                  |
 
+A record of recommenders (`jaxunlearn.compare_ratings`) has three fields more, `column`, `attacks`
+and `whole`, which `jaxunlearn.audit.views` reads. Schema 2 added them.
+
 A summary is {"value", "low", "high", "per_model"}: mean over models, its bootstrap interval, and
 each model's number. KLoM is a number of the whole group: its interval is over examples, and it has
 no number per model.
@@ -27,7 +30,7 @@ import enum
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +41,11 @@ from jaxunlearn import audit
 from jaxunlearn.data.tasks import Task
 from jaxunlearn.publishing import publish_text
 from jaxunlearn.scoring import Group as Group
-from jaxunlearn.scoring import Judge, Metrics
+from jaxunlearn.scoring import Judge, Metrics, judge_classifiers
 from jaxunlearn.scoring import Part as Part
 from jaxunlearn.scoring import parts_of as parts_of
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,13 +92,42 @@ def assemble(
     """
     labels = {part: entry.columns["y"] for part, entry in parts.items()}
     oracle = next((g for g in groups if g.role == "oracle"), None)
-    judged = Judge(groups, labels, task.source.num_classes, settings) if oracle else None
+    judged = judge_classifiers(groups, labels, task.source.num_classes, settings) if oracle else None
     metrics = Metrics(oracle, labels, parts, settings)
+    duplicates = task.near_duplicates()
+    facts = {"classes": task.source.num_classes, "near_duplicates": duplicates._asdict()}
+    found = gather(task, settings, groups, judged, metrics, facts, notes, versions, seconds)
+    found["notes"] += _duplicate_note(duplicates)
+    found["parts"] = {
+        part: {"examples": len(labels[part]), "available": p.available, "words": p.words}
+        for part, p in parts.items()
+    }
+    return Results(plain(found))
+
+
+def gather(
+    task: Any,
+    settings: Any,
+    groups: Sequence[Any],
+    judged: Judge | None,
+    metrics: Any,
+    facts: Mapping[str, Any],
+    notes: Sequence[str],
+    versions: Mapping[str, str],
+    seconds: float,
+) -> dict[str, Any]:
+    """What every record holds, whatever the models are; all but `parts`.
+
+    Args:
+      groups: as for `assemble`; each has `label`, `role`, `models`, `compile`, `run`, `facts`.
+      judged: verdicts; None if there is nothing to forget.
+      metrics: has `scores`, `whole`, `membership` and `curve` of a group, and `floor()`.
+      facts: more about the task.
+    """
     retrain = next((g.run for g in groups if g.facts.get("method") == "retrain"), None)
     rows = [_row(g, metrics, judged, retrain) for g in groups]
     status = _status(rows, judged)
-    duplicates = task.near_duplicates()
-    record = {
+    return {
         "schema": SCHEMA,
         "kind": "jaxunlearn compare",
         "status": status,
@@ -107,24 +139,18 @@ def assemble(
             "source": task.source.name,
             "digest": task.digest,
             "source_digest": task.source.digest,
-            "classes": task.source.num_classes,
-            "near_duplicates": duplicates._asdict(),
+            **facts,
         },
         "settings": dataclasses.asdict(settings),
         "versions": dict(versions),
         "metrics": dict(audit.METRIC_VERSIONS),
         "seconds": seconds,
-        "parts": {
-            part: {"examples": len(labels[part]), "available": p.available, "words": p.words}
-            for part, p in parts.items()
-        },
         "floors": (judged.floors if judged else None) or {},
         "floor": metrics.floor(),
         "rows": rows,
         "curves": {g.label: metrics.curve(g) for g in groups if g.role != "recipe"},
-        "notes": [*task.notes, *notes, *_duplicate_note(duplicates)],
+        "notes": [*getattr(task, "notes", ()), *notes],
     }
-    return Results(plain(record))
 
 
 def _duplicate_note(duplicates: Any) -> list[str]:
@@ -137,15 +163,15 @@ def _duplicate_note(duplicates: Any) -> list[str]:
     ]
 
 
-def _row(group: Group, metrics: Metrics, judged: Judge | None, retrain: float | None) -> dict:
+def _row(group: Any, metrics: Any, judged: Judge | None, retrain: float | None) -> dict:
     judgement = judged(group) if judged else audit.judge({}, audit.Groups([], [], []), seed=0)
     return {
         "label": group.label,
         "role": group.role,
         **group.facts,
-        "models": len(next(iter(group.logits.values()))),
+        "models": group.models,
         "scores": metrics.scores(group),
-        "tug_of_war": metrics.tug_of_war(group),
+        **metrics.whole(group),
         "membership": metrics.membership(group),
         "verdict": judgement,
         "seconds": {
@@ -166,7 +192,7 @@ def _status(rows: list[dict], judged: Judge | None) -> str:
 _GOOD = ("indistinguishable from retraining", "within recipe noise")
 
 
-def _headline(status: str, rows: list[dict], task: Task) -> str:
+def _headline(status: str, rows: list[dict], task: Any) -> str:
     """What was found, in one sentence."""
     if status != "informative":
         reasons = {"nothing to forget": "The request is empty: there is nothing to forget."}

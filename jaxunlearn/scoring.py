@@ -1,13 +1,13 @@
 """Outputs of groups of models to numbers: the parts that are looked at, verdicts, classical metrics
 and their floors.
 
-`parts_of` says what is evaluated, `Judge` compares every group with the oracles (distance matrices
-are computed once), `Metrics` computes loss, accuracy, agreement, KLoM, tug-of-war and the simple
+`parts_of` says what is evaluated, `Judge` compares every group with the oracles (`judge_classifiers`
+computes the distance matrices, once), `Metrics` computes loss, accuracy, agreement, KLoM, tug-of-war and the simple
 membership attack, each beside the same metric between two independent halves of the oracles.
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +42,10 @@ class Group(NamedTuple):
     run: float  # seconds, all models of the group together; 0 when it came from the cache
     facts: dict[str, Any]
 
+    @property
+    def models(self) -> int:
+        return len(next(iter(self.logits.values())))
+
 
 _WORDS = {
     "forget": ("train", "forget", "training examples to forget"),
@@ -74,20 +78,42 @@ def parts_of(task: Task, rows: int, seed: int) -> dict[str, Part]:
     return found
 
 
-class Judge:
-    """Verdicts of all groups against one set of oracles: the matrices are computed once."""
+def judge_classifiers(groups: list[Group], labels: Mapping, classes: int, settings: Any) -> "Judge":
+    """`Judge` of models that give logits: Hellinger distances, accuracy, chance 1 / classes."""
+    matrices: dict[str, np.ndarray] = {}
+    accuracies: dict[str, np.ndarray] = {}
+    for part in audit.PARTS:
+        if part in labels and len(labels[part]):
+            logits = np.concatenate([g.logits[part] for g in groups])
+            matrix = audit.hellinger_matrix(logits)
+            scores = audit.part_scores(logits, labels[part])
+            assert matrix is not None and scores is not None
+            matrices[part], accuracies[part] = matrix, scores.accuracy
+    return Judge(groups, matrices, accuracies, 1 / classes, settings)
 
-    def __init__(self, groups: list[Group], labels: Mapping, classes: int, settings: Any):
-        self.matrices: dict[str, np.ndarray] = {}
-        self.accuracies: dict[str, np.ndarray] = {}
-        for part in audit.PARTS:
-            if part in labels and len(labels[part]):
-                logits = np.concatenate([g.logits[part] for g in groups])
-                matrix = audit.hellinger_matrix(logits)
-                scores = audit.part_scores(logits, labels[part])
-                assert matrix is not None and scores is not None
-                self.matrices[part], self.accuracies[part] = matrix, scores.accuracy
-        ends = np.cumsum([0, *(len(g.logits["forget"]) for g in groups)])
+
+class Judge:
+    """Verdicts of all groups against one set of oracles.
+
+    Args:
+      groups: in the order in which their models are numbered; each has `label`, `role`, `models`
+        and `facts`.
+      matrices: part -> (M, M) distances between all models of all groups.
+      accuracies: part -> (M,) what the premises of the verdict call accuracy, 1 = perfect.
+      chance: its value for a model that knows nothing.
+      settings: seed, permutations and resamples.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Any],
+        matrices: dict[str, np.ndarray],
+        accuracies: dict[str, np.ndarray],
+        chance: float,
+        settings: Any,
+    ):
+        self.matrices, self.accuracies = matrices, accuracies
+        ends = np.cumsum([0, *(g.models for g in groups)])
         spans = zip(groups, ends[:-1], ends[1:], strict=True)
         self.indices = {g.label: range(first, last) for g, first, last in spans}
         self.original, self.oracle = (
@@ -95,7 +121,7 @@ class Judge:
             for role in ("original", "oracle")
         )
         self.recipes = [self.indices[g.label] for g in groups if g.role == "recipe"]
-        self.chance = 1 / classes
+        self.chance = chance
         self.settings = settings
         self.floors = self._floors()
 
@@ -114,7 +140,7 @@ class Judge:
             seed=self.settings.seed,
         )
 
-    def __call__(self, group: Group) -> dict[str, Any] | None:
+    def __call__(self, group: Any) -> dict[str, Any] | None:
         if group.role == "oracle":
             return None
         own = self.indices[group.label]
@@ -133,7 +159,7 @@ class Judge:
             audit.Groups(self.original, self.oracle, own, self.recipes),
             accuracies=self.accuracies,
             chance=self.chance,
-            paired=group.facts.get("method") != "retrain",
+            paired=group.facts.get("paired", group.facts.get("method") != "retrain"),
             floors=self.floors,
             permutations=self.settings.permutations,
             resamples=self.settings.resamples,
@@ -143,6 +169,17 @@ class Judge:
         record["verdict"] = found.verdict.value
         del record["floors"]
         return record
+
+
+def summary(values: Any, settings: Any) -> dict[str, Any] | None:
+    """{"value", "low", "high", "per_model"} of one number per model; None of None."""
+    if values is None:
+        return None
+    values = np.asarray(values, np.float64)
+    rng = np.random.default_rng(settings.seed)
+    interval = audit.mean_interval(values, rng=rng, resamples=settings.resamples)
+    ends = {"value": None, "low": None, "high": None} if interval is None else interval._asdict()
+    return {k: ends[k] for k in ("value", "low", "high")} | {"per_model": values.tolist()}
 
 
 class Metrics:
@@ -161,18 +198,10 @@ class Metrics:
             return {}
         first, second = _halves(self.oracle)
         other = Metrics(second, self.labels, self.present, self.settings)
-        return other.scores(first) | {"tug_of_war": other.tug_of_war(first)}
+        return other.scores(first) | other.whole(first)
 
     def summary(self, values: Any) -> dict[str, Any] | None:
-        if values is None:
-            return None
-        values = np.asarray(values, np.float64)
-        rng = np.random.default_rng(self.settings.seed)
-        interval = audit.mean_interval(values, rng=rng, resamples=self.settings.resamples)
-        ends = (
-            {"value": None, "low": None, "high": None} if interval is None else interval._asdict()
-        )
-        return {k: ends[k] for k in ("value", "low", "high")} | {"per_model": values.tolist()}
+        return summary(values, self.settings)
 
     def scores(self, group: Group) -> dict[str, Any]:
         """metric -> part -> summary."""
@@ -206,6 +235,10 @@ class Metrics:
         assert interval is not None
         ends = {"low": interval.low, "high": interval.high}
         return {"value": found.mean, **ends, "quantile95": found.quantile95}
+
+    def whole(self, group: Group) -> dict[str, Any]:
+        """Metrics that have one value for all parts together."""
+        return {"tug_of_war": self.tug_of_war(group)}
 
     def tug_of_war(self, group: Group) -> dict[str, Any] | None:
         if self.oracle is None:

@@ -29,6 +29,9 @@ from .energy import permutation_test as permutation_test
 from .energy import rank_of_one as rank_of_one
 from .energy import smallest_p_value as smallest_p_value
 from .energy import weighted_energy as weighted_energy
+from .entry_membership import EntryAttack as EntryAttack
+from .entry_membership import entry_attack as entry_attack
+from .entry_membership import entry_signal as entry_signal
 from .errors import TooFew as TooFew
 from .floors import Floor as Floor
 from .floors import recipe_floor as recipe_floor
@@ -53,6 +56,12 @@ from .membership import auc as auc
 from .membership import distance_from_oracle as distance_from_oracle
 from .membership import roc_curve as roc_curve
 from .membership import tpr_at_fpr as tpr_at_fpr
+from .recommendations import explained as explained
+from .recommendations import ndcg_at_k as ndcg_at_k
+from .recommendations import overlap_at_k as overlap_at_k
+from .recommendations import pair_accuracy as pair_accuracy
+from .recommendations import recall_at_k as recall_at_k
+from .recommendations import rmse as rmse
 from .scores import Scores as Scores
 from .verdict import RULE_VERSION as RULE_VERSION
 from .verdict import Judgement as Judgement

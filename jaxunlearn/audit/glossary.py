@@ -1,7 +1,8 @@
 """The words of a report, for people who have not read the definitions: verdicts and metrics.
 
 `VERDICTS` has an entry for every `verdict.Verdict`, `METRICS` one for every classical metric that a
-report tabulates (title, one sentence). The definitions are in the modules that compute them.
+report tabulates (title, one sentence), `RATING_METRICS` the same for recommenders. The definitions
+are in the modules that compute them.
 """
 
 from .verdict import Verdict
@@ -71,5 +72,41 @@ METRICS: dict[str, tuple[str, str]] = {
     "loss": (
         "Loss",
         "Mean cross-entropy in nats. The aim is the oracle's value, not a high or a low one.",
+    ),
+}
+
+RATING_METRICS: dict[str, tuple[str, str]] = {
+    "rmse": (
+        "Root mean square error",
+        "In the unit of the ratings. The aim is the oracle's value, not the lowest one: a low "
+        "error on forget data is memory.",
+    ),
+    "explained": (
+        "Share of the variance explained",
+        "1 = every rating exactly, 0 = no better than the mean of the training ratings. The aim is "
+        "the oracle's value.",
+    ),
+    "pair_accuracy": (
+        "Pair accuracy",
+        "How often an entry's item is ranked above one that its user never met; 0.5 is guessing. "
+        "The aim is the oracle's value.",
+    ),
+    "recall@10": (
+        "Recall@10",
+        "Share of what somebody chose later that is among ten recommendations, of what ten can "
+        "hold; mean over people.",
+    ),
+    "recall@20": ("Recall@20", "The same among twenty."),
+    "ndcg@10": ("NDCG@10", "The same among ten, where an earlier place counts more; 1 is perfect."),
+    "overlap@10": (
+        "Overlap@10 with the oracles",
+        "Share of ten recommendations that a retrained model makes as well, for the people whom "
+        "the request concerns and for others. Higher is nearer; the floor is far below 1 where "
+        "retrainings disagree among themselves.",
+    ),
+    "sweeps": (
+        "Sweeps",
+        "Passes of alternating least squares over all retained ratings, and none more than that "
+        "for the affected rows. Newton steps are in results.json.",
     ),
 }

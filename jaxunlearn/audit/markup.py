@@ -5,6 +5,7 @@ from html import escape
 from typing import Any
 
 from .tables import UNDEFINED, number
+from .views import Column
 
 _WORDS = ' class="words"'
 CSS = """
@@ -37,12 +38,12 @@ pre{background:var(--tint);padding:.7rem;white-space:pre-wrap;overflow-wrap:anyw
 """
 
 
-def spread(summary: Mapping[str, Any] | None, scale: float = 1.0) -> str:
-    """A number above its interval; multiplied by `scale` and with one digit where that is not 1."""
+def spread(summary: Mapping[str, Any] | None, main: Column | None = None) -> str:
+    """A number above its interval; in the scale and with the digits of `main` where it is given."""
     value, low, high = ((summary or {}).get(key) for key in ("value", "low", "high"))
 
     def shown(x: float) -> str:
-        return f"{scale * x:.1f}" if scale != 1 else number(x)
+        return number(x) if main is None else f"{main.scale * x:.{main.digits}f}"
 
     if value is None:
         return UNDEFINED

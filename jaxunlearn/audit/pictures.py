@@ -22,6 +22,7 @@ from typing import Any
 from .drawing import DPI, drawing, folded, svg
 from .labels import Point, place_labels
 from .tables import Line, kept_in_floors, lines, not_informative, parts
+from .views import Column, column
 
 # verdict -> (colour, marker)
 STYLES = {
@@ -57,12 +58,12 @@ def tradeoff(record: Mapping[str, Any]) -> str | None:
 
 
 def accuracies(record: Mapping[str, Any]) -> str | None:
-    """Accuracy of every row on every part, the oracle's value as a line; None without rows."""
+    """The main metric of every row on every part, the oracle's value as a line; None without rows."""
     rows = lines(record)
     if not rows:
         return None
     with drawing(1040, 64 + 29 * len(rows)) as figure:
-        _bars(figure, [0.24, 0.98], _height(len(rows)), rows, parts(record), "accuracy")
+        _bars(figure, [0.24, 0.98], _height(len(rows)), rows, parts(record), column(record))
         return svg(figure, "accuracy")
 
 
@@ -73,7 +74,7 @@ def energies(record: Mapping[str, Any]) -> str | None:
         return None
     shown = [part for part in parts(record) if part in record["floors"]]
     with drawing(1040, 64 + 29 * len(rows)) as figure:
-        _bars(figure, [0.24, 0.98], _height(len(rows)), rows, shown, "energy")
+        _bars(figure, [0.24, 0.98], _height(len(rows)), rows, shown, None)
         return svg(figure, "energy")
 
 
@@ -130,7 +131,7 @@ def png(record: Mapping[str, Any], path: Path | str) -> Path:
             figure.text(0.02, 0.965, headline, fontsize=17, va="top", weight="bold", color=_INK)
             _tradeoff(figure, [0.055, 0.11, 0.40, 0.71], record, 12)
             shown = [part for part in ("forget", "retain", "test") if part in record["parts"]]
-            _bars(figure, [0.625, 0.87], (0.11, 0.71), rows, shown, "accuracy", 12, True)
+            _bars(figure, [0.625, 0.87], (0.11, 0.71), rows, shown, column(record), 12, True)
         path = Path(path)
         figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
     return path
@@ -188,11 +189,14 @@ def _bars(
     down: Sequence[float],
     rows: Sequence[Line],
     shown: Sequence[str],
-    kind: str,
+    main: Column | None,
     size: float = 9,
     verdicts: bool = False,
 ) -> None:
-    """One panel per part, side by side: a bar per row, named on the left, judged on the right."""
+    """One panel per part, side by side: a bar per row, named on the left, judged on the right.
+
+    Bars are of the main metric, or, where that is None, of the energy in floors.
+    """
     gap = 0.012
     width = (across[1] - across[0] + gap) / len(shown) - gap
     oracle = next((row for row in rows if row.role == "oracle"), None)
@@ -201,7 +205,7 @@ def _bars(
     for i, part in enumerate(shown):
         axes = figure.add_axes((across[0] + i * (width + gap), down[0], width, down[1]))
         for y, row in enumerate(rows):
-            summary = (row.accuracy if kind == "accuracy" else row.energy).get(part)
+            summary = (row.energy if main is None else row.accuracy).get(part)
             if isinstance(summary, Mapping):
                 value, ends = summary.get("value"), (summary.get("low"), summary.get("high"))
             else:
@@ -214,12 +218,14 @@ def _bars(
             axes.barh(y, value, height=0.62, color=style(row)[0], alpha=0.85)
             if None not in ends:
                 axes.plot(ends, (y, y), color=_INK, lw=1.2, solid_capstyle="butt")
-        if kind == "accuracy":
+        if main is not None:
             held = oracle.accuracy.get(part) if oracle else None
             if held and held.get("value") is not None:
                 axes.axvline(held["value"], color=_INK, lw=1.2, ls="--")
-            axes.set_xlim(0, 1.001)
-            axes.set_xticks([0, 0.5, 1], ["0", "50", "100"])
+            end = main.limit or _end(rows, shown)
+            axes.set_xlim(0, 1.001 * end)
+            ticks = [0, end / 2, end]
+            axes.set_xticks(ticks, [f"{main.scale * tick:g}" for tick in ticks])
             for text, side in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
                 text.set_ha(side)
         else:
@@ -229,8 +235,8 @@ def _bars(
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
             axes.xaxis.minorticks_off()
             axes.axvline(1, color=_INK, lw=1.2, ls="--")
-        unit = ", %" if kind == "accuracy" else ", floors"
-        axes.set_title(part.replace("_", " ") + unit, fontsize=size)
+        unit = "floors" if main is None else main.unit
+        axes.set_title(part.replace("_", " ") + (f", {unit}" if unit else ""), fontsize=size)
         axes.tick_params(labelsize=0.85 * size, length=2)
         axes.set(ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)))
         fold = 24 if verdicts else 30
@@ -243,9 +249,18 @@ def _bars(
                 if row.role in ("original", "method"):
                     axes.text(1.16, y, said, va="center", fontsize=0.85 * size, linespacing=1.0,
                               transform=axes.get_yaxis_transform(), color=_INK)  # fmt: skip
-    if verdicts:
-        words = "accuracy per part (dashed: the oracle's) and the verdict"
+    if verdicts and main is not None:
+        words = f"{main.title} per part (dashed: the oracle's) and the verdict"
         figure.text(across[1] + 0.11, down[0] + down[1] + 0.045, words, ha="right", fontsize=size)
+
+
+def _end(rows: Sequence[Line], shown: Sequence[str]) -> float:
+    """Where the axes of a metric without a largest value end: the next of 1, 2, 3, 5, 10, ..."""
+    summaries = [row.accuracy.get(part) or {} for row in rows for part in shown]
+    values = [v for s in summaries for v in (s.get("value"), s.get("high")) if v is not None]
+    largest = max([1e-9, *values])
+    unit = 10.0 ** math.floor(math.log10(largest))
+    return next(step * unit for step in (1, 2, 3, 5, 10) if step * unit >= largest)
 
 
 def _legend(figure: Any, rows: Sequence[Line], size: float) -> None:

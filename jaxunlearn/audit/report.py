@@ -19,12 +19,12 @@ An undefined number is the word "undefined", never 0.
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from . import pictures
-from .glossary import METRICS, VERDICTS
+from .glossary import METRICS, RATING_METRICS, VERDICTS
 from .markup import CSS, framed, grid, spread, stacked
 from .pictures import png as png
 from .tables import (
@@ -38,6 +38,7 @@ from .tables import (
     parts,
 )
 from .tables import table as table
+from .views import attacks, column, whole
 
 
 def html(record: Mapping[str, Any]) -> str:
@@ -96,11 +97,13 @@ def _notes(record: Mapping[str, Any]) -> str:
 
 def _found(record: Mapping[str, Any]) -> str:
     shown = parts(record)
-    heads = ["", "models", *(f"{part.replace('_', ' ')}, %" for part in shown)]
+    main = column(record)
+    unit = f", {main.unit}" if main.unit else ""
+    heads = ["", "models", *(f"{part.replace('_', ' ')}{unit}" for part in shown)]
     heads += ["gap closed", "collateral", "time"]
     body = []
     for line in lines(record):
-        cells = [str(line.models), *(spread(line.accuracy[part], 100) for part in shown)]
+        cells = [str(line.models), *(spread(line.accuracy[part], main) for part in shown)]
         cells += [stacked(line.gap_closed), stacked(line.collateral), escape(line.time)]
         shade = ' class="reference"' if line.role in ("oracle", "recipe") else ""
         numbers = "".join(f"<td>{cell}</td>" for cell in cells)
@@ -110,14 +113,13 @@ def _found(record: Mapping[str, Any]) -> str:
         )
     return (
         f"<h2>What was found</h2>{framed(heads, body)}"
-        '<p class="soft">The first columns are accuracies; below each number stands its 95 % '
+        f'<p class="soft">{escape(main.words)}; below each number stands its 95 % '
         "interval over models. Gap closed, on forget data: 1 is as near to true retraining as a "
         "retraining, 0 as far as the original, below 0 farther. Collateral: the largest distance "
         "from retraining on data that should have stayed (retain, adjacent, test), in recipe "
         "floors; up to 1 is what an innocent change of the training recipe does. Time is a share "
-        "of retraining (in seconds where retrain was not among the methods). Zero accuracy on "
-        "forget data is not the aim: the oracle's value "
-        f"is. {escape(floors_sentence(record))}</p>"
+        "of retraining (in seconds where retrain was not among the methods). The aim on forget "
+        f"data is no extreme of {escape(main.title)} but the oracle's value. {escape(floors_sentence(record))}</p>"
     )
 
 
@@ -132,6 +134,7 @@ def _said(line: Line) -> str:
 
 
 def _pictures(record: Mapping[str, Any]) -> str:
+    main = column(record)
     texts = (
         (
             "Trade-off",
@@ -143,10 +146,11 @@ def _pictures(record: Mapping[str, Any]) -> str:
             "by definition.",
         ),
         (
-            "Accuracy on every part",
+            f"{main.title[:1].upper()}{main.title[1:]} on every part",
             pictures.accuracies(record),
             "",
-            "The dashed line is the oracle's accuracy, and the aim; thin lines are 95 % intervals.",
+            f"The dashed line is the oracle's {main.title}, and the aim; thin lines are 95 % "
+            "intervals.",
         ),
         (
             "Distance from retraining on every part",
@@ -169,55 +173,52 @@ def _figure(svg: str | None, title: str, kind: str, words: str) -> str:
 
 
 def _membership(record: Mapping[str, Any]) -> str:
-    words = (
-        "Mean ROC of the loss attack: forgotten training examples against held-out ones. Black is "
-        "the oracle, which never saw either; dotted is guessing. A curve on either side of the "
-        "oracle's tells something about the forget data."
-    )
-    picture = _figure(pictures.curves(record), "Can membership be inferred?", "", words)
+    view = attacks(record)
+    picture = _figure(pictures.curves(record), "Can membership be inferred?", "", view.words)
     found = [(row["label"], row["membership"]) for row in record["rows"] if row["membership"]]
     if not found:
         return picture
     oracle = next((r["membership"] for r in record["rows"] if r["role"] == "oracle"), None) or {}
-    shown = [("loss", "auc"), ("loss", "accuracy"), ("loss", "tpr")]
-    shown += [("confidence", "auc"), ("entropy", "auc")]
-    rows = []
-    for label, attacks in found:
-        if "undefined" in attacks:
-            rows.append((label, [UNDEFINED] * len(shown)))
-            continue
-        cells = []
-        for score, name in shown:
-            own, held = ((a.get(score) or {}).get(name) for a in (attacks, oracle))
-            beside = "" if held is None or label == "oracle" else (
-                f"<small>oracle {number(held.get('value'))}</small>"
-            )  # fmt: skip
-            cells.append(spread(own) + beside)
-        rows.append((label, cells))
     reasons = sorted({a["undefined"] for _, a in found if "undefined" in a})
     told = f'<p class="soft">Undefined: {escape("; ".join(reasons))}</p>' if reasons else ""
-    names = {"auc": "AUC", "accuracy": "accuracy", "tpr": "TPR at FPR 0.1"}
-    heads = ["", *(f"{score}: {names[name]}" for score, name in shown)]
     if not picture:
         picture = "<h2>Can membership be inferred?</h2>"
-    return picture + "<h3>Attack by attack</h3>" + grid(heads, rows, raw=True) + told
+    for title, shown in view.tables:
+        rows = [(label, _attacked(own, oracle, label, shown)) for label, own in found]
+        heads = ["", *(f"{score}: {view.measures[name]}" for score, name in shown)]
+        picture += f"<h3>{escape(title)}</h3>" + grid(heads, rows, raw=True)
+    return picture + told
+
+
+def _attacked(own: Mapping, oracle: Mapping, label: str, shown: Sequence) -> list[str]:
+    """The cells of one row, the oracle's own value under each."""
+    if "undefined" in own:
+        return [UNDEFINED] * len(shown)
+    cells = []
+    for score, name in shown:
+        value, held = ((a.get(score) or {}).get(name) for a in (own, oracle))
+        beside = "" if held is None or label == "oracle" else (
+            f"<small>oracle {number(held.get('value'))}</small>"
+        )  # fmt: skip
+        cells.append(spread(value) + beside)
+    return cells
 
 
 def _metrics(record: Mapping[str, Any]) -> str:
     blocks = []
-    for name, (title, words) in METRICS.items():
-        whole = name == "tug_of_war"
+    for name, (title, words) in (METRICS | RATING_METRICS).items():
+        single = name in whole(record)
         own = {
-            row["label"]: row["tug_of_war"] if whole else row["scores"].get(name)
+            row["label"]: row.get(name) if single else row["scores"].get(name)
             for row in record["rows"]
         }
         if not any(own.values()):
             continue
-        shown = ["all parts"] if whole else parts(record)
+        shown = ["all parts"] if single else _columns(record, own.values())
         floor = record["floor"].get(name)
         rows = [("floor", floor), *((label, found) for label, found in own.items() if found)]
         cells = [
-            (label, [spread(found if whole else (found or {}).get(part)) for part in shown])
+            (label, [spread(found if single else (found or {}).get(part)) for part in shown])
             for label, found in rows
         ]
         heads = ["", *(part.replace("_", " ") for part in shown)]
@@ -232,12 +233,19 @@ def _metrics(record: Mapping[str, Any]) -> str:
     )
 
 
+def _columns(record: Mapping[str, Any], found: Iterable[Mapping[str, Any] | None]) -> list[str]:
+    """The parts, or what else a metric is told for (groups of people, say)."""
+    others = [key for each in found for key in each or () if key not in record["parts"]]
+    return list(dict.fromkeys(others)) or parts(record)
+
+
 def _glossary(record: Mapping[str, Any]) -> str:
     items = "".join(
         f"<dt>{escape(name)}</dt><dd>{escape(words)}</dd>" for name, words in VERDICTS.items()
     )
     rule = escape(str(record["metrics"].get("verdict", "")))
-    return f"<h2>What the verdicts mean</h2><p>Rule v{rule}.</p><dl>{items}</dl>"
+    premise = escape(" ".join([f"Rule v{rule}.", column(record).premise]).strip())
+    return f"<h2>What the verdicts mean</h2><p>{premise}</p><dl>{items}</dl>"
 
 
 def _reproduce(record: Mapping[str, Any]) -> str:
@@ -250,7 +258,8 @@ def _reproduce(record: Mapping[str, Any]) -> str:
         ("digest of the data", task["source_digest"]),
         ("digest of the split", task["digest"]),
     ]
-    facts += [("near duplicates", task["near_duplicates"])]
+    if "near_duplicates" in task:
+        facts += [("near duplicates", task["near_duplicates"])]
     facts += [("metric definitions", record["metrics"]), ("schema", record["schema"])]
     facts += [("seconds in all", number(record["seconds"]))]
     methods = [
@@ -281,8 +290,7 @@ def command(record: Mapping[str, Any]) -> str:
     methods = ",".join(row["label"] for row in record["rows"] if row["role"] == "method")
     words = ["jaxunlearn", "compare", "--source", task["source"], "--forget", task["name"]]
     words += ["--methods", methods] if methods else []
-    recipe = ("model", "optimizer", "learning_rate", "batch_size", "epochs")
-    options = {name: settings["recipe"][name] for name in recipe}
+    options = {name: value for name, value in settings["recipe"].items() if value is not None}
     options |= {name: settings[name] for name in ("seeds", "oracles", "seed", "rows")}
     for name, value in options.items():
         words += [f"--{name.replace('_', '-')}", str(value)]

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .groups import KEPT
+from .views import Column, column
 
 UNDEFINED = "undefined"
 NOT_APPLICABLE = "-"
@@ -35,7 +36,8 @@ class Line(NamedTuple):
     label: str
     models: int
     role: str  # original, oracle, recipe, method
-    accuracy: dict[str, Mapping[str, Any] | None]  # part -> {value, low, high}; None = undefined
+    accuracy: dict[str, Mapping[str, Any] | None]  # of the main metric (`views.column`): part ->
+    # {value, low, high}; None = undefined
     energy: dict[str, float | None]  # part -> energy to the oracles in recipe floors
     gap_closed: str
     collateral: str
@@ -105,12 +107,24 @@ def interval(
 
 def percent(summary: Mapping[str, Any] | None, spread: bool = True) -> str:
     """A share in per cent, with half the width of its interval: "98.1 ±0.4"."""
+    return shown(summary, Column(), spread)
+
+
+def shown(summary: Mapping[str, Any] | None, main: Column, spread: bool = True) -> str:
+    """A value of the main metric, with half the width of its interval.
+
+    Example:
+        >>> rmse = Column("rmse", "RMSE", "", 1.0, 3)
+        >>> shown({"value": 0.9123, "low": 0.9113, "high": 0.9128}, rmse)
+        '0.912 ±0.001'
+    """
     value, low, high = ((summary or {}).get(key) for key in ("value", "low", "high"))
     if value is None:
         return UNDEFINED
+    text = f"{main.scale * value:.{main.digits}f}"
     if not spread or low is None or high is None:
-        return f"{100 * value:.1f}"
-    return f"{100 * value:.1f} ±{100 * max(high - value, value - low):.1f}"
+        return text
+    return f"{text} ±{main.scale * max(high - value, value - low):.{main.digits}f}"
 
 
 def in_floors(record: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, float | None]:
@@ -134,10 +148,10 @@ def kept_in_floors(energy: Mapping[str, float | None]) -> float | None:
 
 def _line(record: Mapping[str, Any], row: Mapping[str, Any]) -> Line:
     verdict, role = row.get("verdict") or {}, row["role"]
-    accuracy = row["scores"].get("accuracy", {})
+    accuracy = row["scores"].get(column(record).metric, {})
     gap, collateral = (
-        interval(verdict[key], shown) if key in verdict else NOT_APPLICABLE
-        for key, shown in (("gap_closed", hundredths), ("collateral", number))
+        interval(verdict[key], written) if key in verdict else NOT_APPLICABLE
+        for key, written in (("gap_closed", hundredths), ("collateral", number))
     )
     return Line(
         row["label"],
@@ -198,17 +212,18 @@ def table(record: Mapping[str, Any], width: int = 116) -> str:
     reason = not_informative(record)
     if reason:
         return "\n".join([*asked, *_wrap(f"NOT INFORMATIVE: {reason}. No score is shown.", width)])
-    rows = lines(record)
+    rows, main = lines(record), column(record)
     measured = [part for part in _TABLE_PARTS if part in record["parts"]]
     names = {"original": "originals", "oracle": "oracles (true retrainings)"}
     sized = ", ".join(f"{row.models} {names[row.role]}" for row in rows if row.role in names)
     legend = (
-        f"{sized}. Accuracy in % with half its 95 % interval over models. Gap closed on forget "
-        "data: 1 = as near to true retraining as a retraining, 0 = as far as the original. "
+        f"{sized}. {_upper(main.title)}{' in %' if main.unit == '%' else ''} with half its 95 % "
+        "interval over models. Gap closed on forget data: 1 = as near to true retraining as a retraining, 0 = as far as the original. "
         "Collateral: largest distance from retraining on data that should have stayed, in recipe "
         "floors (up to 1 is what an innocent change of the recipe does). Time: share of retraining."
     )
-    body = _fitting(rows, measured, width)
+    legend += f" {main.premise}" if main.premise else ""
+    body = _fitting(rows, measured, width, main)
     verdicts = [
         text
         for row in rows
@@ -219,23 +234,29 @@ def table(record: Mapping[str, Any], width: int = 116) -> str:
     return "\n".join([*blocks, *_wrap(floors_sentence(record), width), "", "Verdicts", *verdicts])
 
 
-def _fitting(rows: Sequence[Line], measured: Sequence[str], width: int) -> list[str]:
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _fitting(
+    rows: Sequence[Line], measured: Sequence[str], width: int, main: Column
+) -> list[str]:
     """The roomiest layout that fits; the narrowest where none does."""
     longest = max((len(row.label) for row in rows), default=0)
     body: list[str] = []
     for label_width, spread in ((longest, True), (_LABEL_WIDTH, True), (_LABEL_WIDTH, False)):
-        body = _body(rows, measured, label_width, spread)
+        body = _body(rows, measured, label_width, spread, main)
         if max(map(len, body)) <= width:
             break
     return body
 
 
 def _body(
-    rows: Sequence[Line], measured: Sequence[str], label_width: int, spread: bool
+    rows: Sequence[Line], measured: Sequence[str], label_width: int, spread: bool, main: Column
 ) -> list[str]:
     cells = [
         [
-            *(percent(row.accuracy[part], spread) for part in measured),
+            *(shown(row.accuracy[part], main, spread) for part in measured),
             *(t if spread else t.partition(" [")[0] for t in (row.gap_closed, row.collateral)),
             row.time,
         ]
@@ -249,7 +270,7 @@ def _body(
         return "".join(f"  {text:>{w}}" for text, w in zip(texts, widths, strict=True))
 
     over = sum(widths[: len(measured)]) + 2 * len(measured) - 2
-    body = [f"{indent}  {' accuracy on '.center(over, '-')}", indent + joined(heads)]
+    body = [f"{indent}  {f' {main.title} on '.center(over, '-')}", indent + joined(heads)]
     body.append("-" * len(body[1]))
     for row, texts in zip(rows, cells, strict=True):
         if len(row.label) > label_width:

@@ -26,4 +26,11 @@ METRIC_VERSIONS: dict[str, str] = {
     "accuracy": "1",
     "klom": "1",
     "membership": "1",
+    "rmse": "1",
+    "explained": "1",
+    "pair_accuracy": "1",
+    "recall_at_k": "1",
+    "ndcg_at_k": "1",
+    "overlap_at_k": "1",
+    "entry_membership": "1",
 }

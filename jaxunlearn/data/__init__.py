@@ -9,6 +9,7 @@ from .archives import mnist as mnist
 from .duplicates import NearDuplicates as NearDuplicates
 from .low_rank import low_rank_ratings as low_rank_ratings
 from .rating_sources import RatingSource as RatingSource
+from .rating_sources import is_rating_source as is_rating_source
 from .rating_sources import load_ratings as load_ratings
 from .rating_tasks import RatingTask as RatingTask
 from .rating_tasks import parse_rating_task as parse_rating_task

@@ -35,7 +35,7 @@ from jaxunlearn.data.low_rank import low_rank_ratings
 from jaxunlearn.data.ratings import Ratings, ratings
 from jaxunlearn.data.tfds import _find_directory, _refuse_foreign_features
 from jaxunlearn.data.time_splits import time_split
-from jaxunlearn.naming import did_you_mean
+from jaxunlearn.naming import closest, did_you_mean
 
 KINDS = ("explicit", "implicit")
 _MOVIELENS = {  # set -> its files; the delimiter of GroupLens's own
@@ -43,6 +43,7 @@ _MOVIELENS = {  # set -> its files; the delimiter of GroupLens's own
     "latest_small": ("ml_latest_small.npz", "ml-latest-small/ratings.csv", ","),
     "1m": ("ml1m.npz", "ml-1m/ratings.dat", "::"),
 }
+_NAMES = ("ratings", "movielens")
 _FEATURES = ("user_id", "movie_id", "user_rating", "timestamp")  # of TFDS's movielens
 _EMBEDDED: dict[str, Any] = {
     "users": 300,
@@ -114,6 +115,19 @@ class RatingSource:
         """sha256, hexadecimal, of both parts and the kind; the name is no part of it."""
         parts = (self.kind, self.train.digest, self.test.digest)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def is_rating_source(name: str) -> bool:
+    """Whether `load_ratings`, rather than `load`, is meant to know the name; typing errors forgiven.
+
+    Example:
+      >>> [is_rating_source(name) for name in ("movielens:1m", "rating", "tfds:movielens/1", "mnist")]
+      [True, True, True, False]
+    """
+    base, _, which = name.partition(":")
+    if base == "tfds":
+        return which.startswith("movielens")
+    return closest(base, (*_NAMES, "digits", "mnist", "cifar10", "cifar100"), 0.6) in _NAMES
 
 
 def load_ratings(

@@ -1,6 +1,6 @@
 """The last layer of a deep model, swapped for the analytic head that never saw the forget set.
 
-    theta'_head = (sum_R x x^T + gamma I)^-1 sum_R x y^T,      x = (features, 1),  R what is retained
+    theta'_head = (sum_R x x^T + gamma I)^-1 sum_R x y^T,    x = (features, 1),  R what is retained
 
 Only the head is exact: it is the ridge head that the retained rows alone would give on these
 features. **The backbone is outside the guarantee.** If it was trained on the forget set, its

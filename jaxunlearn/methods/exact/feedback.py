@@ -3,23 +3,22 @@
     share of a rating     w x^2 - 2 s x + c,      x = p.q (+ biases)
     everywhere            a_0 x^2                 penalty of a row  l (n + a_0 m)^e |p|^2
 
-| feedback     | w             | s                | c       | everywhere | e, by default | a row's n    |
-|--------------|---------------|------------------|---------|------------|---------------|--------------|
-| "explicit"   | 1             | r - mean - bias  | s^2     | 0          | 0             | ratings      |
-| "implicit"   | 1 + a r - a_0 | 1 + a r          | 1 + a r | a_0        | 0             | n + a_0 m    |
-| "ials"       | 1             | 1                | 1       | a_0        | 1             | n + a_0 m    |
+| feedback     | w             | s                | c       | everywhere | default e | n of row  |
+|--------------|---------------|------------------|---------|------------|-----------|-----------|
+| "explicit"   | 1             | r - mean - bias  | s^2     | 0          | 0         | n         |
+| "implicit"   | 1 + a r - a_0 | 1 + a r          | 1 + a r | a_0        | 0         | n + a_0 m |
+| "ials"       | 1             | 1                | 1       | a_0        | 1         | n + a_0 m |
 
 "implicit" is the weighting of Hu, Koren and Volinsky (2008): confidence 1 + a r of an observed 1,
 a_0 of every other 0. "ials" is that of Rendle et al. (2021), arXiv:2110.14037, where what is
 everywhere includes what is observed. n counts a row's ratings, m the rows on the other side.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxunlearn.naming import did_you_mean
-from jaxunlearn.typing import Array
 
 KINDS = ("explicit", "implicit", "ials")
 
@@ -34,7 +33,7 @@ class Feedback(NamedTuple):
     unobserved: float  # a_0, 0 for explicit feedback
     biases: bool
 
-    def terms(self, value: Array, weight: Array, offset: Array) -> tuple[Array, Array, Array]:
+    def terms(self, value: Any, weight: Any, offset: Any) -> tuple[Any, Any, Any]:
         """(w, s, c) of ratings, zeros where the weight is 0 whatever the value, NaN included."""
         xp = weight.__array_namespace__()  # NumPy's, outside a program
         known = xp.where(weight > 0, value, 0)
@@ -47,7 +46,7 @@ class Feedback(NamedTuple):
         curvature = confidence - (self.unobserved if self.kind == "implicit" else 0)
         return weight * curvature, weight * confidence, weight * confidence
 
-    def penalty(self, number: Array, others: int) -> Array:
+    def penalty(self, number: Any, others: int) -> Any:
         """l (n + a_0 m)^e of rows with that many ratings."""
         return self.regularisation * (number + self.unobserved * others) ** self.exponent
 

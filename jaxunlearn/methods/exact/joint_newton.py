@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from jaxunlearn.linalg.conjugate_gradients import conjugate_gradients
 from jaxunlearn.methods.exact.rating_rows import Rectangle
-from jaxunlearn.methods.exact.row_solves import (
+from jaxunlearn.methods.exact.row_passes import (
     Beside,
     Entries,
     Problem,
@@ -47,6 +47,7 @@ class Step(NamedTuple):
     """A Newton step of the second side, and how its solve ended."""
 
     direction: Array  # (n, K) zero if the first product showed negative curvature
+    promised: Array  # [] >= 0, about half of what the objective should fall by
     iterations: Array  # [] int32
     status: Array  # [] int32, a `linalg.solution.Solved`
 
@@ -79,9 +80,7 @@ def newton_step(
     beside_first, beside_second = view(second.factors), view(first.factors)
     over_first = inverses(problem, beside_first, entries, first.number, first.rectangles)
     over_second = inverses(problem, beside_second, entries, second.number, second.rectangles)
-    g = gradients(
-        problem, beside_second, entries, second.number, second.factors, second.rectangles
-    )
+    g = gradients(problem, beside_second, entries, second.number, second.factors, second.rectangles)
 
     def precondition(x: Array) -> Array:
         return apply_inverses(mesh, over_second, second.rectangles, x)
@@ -105,7 +104,7 @@ def newton_step(
     found = conjugate_gradients(
         product, -g, tolerance=tolerance, iterations=iterations, precondition=precondition
     )
-    return Step(found.x, found.iterations, found.status)
+    return Step(found.x, -jnp.vdot(g, found.x), found.iterations, found.status)
 
 
 def _moved(view: Callable[[Array], Beside], factors: Array, step: Array) -> Beside:

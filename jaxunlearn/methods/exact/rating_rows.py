@@ -10,11 +10,9 @@ weight, both sides see it, and no shape changes. Place N, one past the last, has
 With several devices the rows of each rectangle are dealt out in turn, like cards.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-
-from jaxunlearn.typing import Array
 
 _CELLS_AT_ONCE = 2048  # ratings gathered at a time: with 64 factors half a megabyte, inside a cache
 _ROWS_AT_ONCE = 32
@@ -24,9 +22,9 @@ _RECTANGLES = 8  # on each side at most: every one is a loop to be compiled
 class Rectangle(NamedTuple):
     """Rows of like length, on D devices; `length` slots each."""
 
-    row: Array  # (D, n) int32 number of the row; the number of rows marks padding
-    other: Array  # (D, n, length) int32 number on the other side; 0 in padding
-    entry: Array  # (D, n, length) int32 place of the rating; N in padding
+    row: Any  # (D, n) int32 number of the row; the number of rows marks padding
+    other: Any  # (D, n, length) int32 number on the other side; 0 in padding
+    entry: Any  # (D, n, length) int32 place of the rating; N in padding
 
 
 def rectangles(
