@@ -259,7 +259,6 @@ def _shown(plan: Plan) -> dict[str, Any]:
             "misfit -|r - f1|, which need no model of before. retrain(same_seed=True) is what the "
             "deletion alone does.",
             "tables": scoring_ratings.attack_tables(plan),
-            "measures": {"auc": "AUC", "tpr": "TPR at FPR 0.01"},
         },
         "parts": {
             name: {"examples": len(p.user), "available": p.available, "words": p.words}

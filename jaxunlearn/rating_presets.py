@@ -7,7 +7,7 @@
     retrain                             from factors drawn anew, as the oracles were
     retrain(same_seed=True)             from the very factors that the original began with
 
-Everything is a factorisation by alternating least squares (`jaxunlearn.methods.als`), fitted by one
+Everything is a factorisation by alternating least squares (`jaxunlearn.methods.exact.als`), fitted by one
 `Factorisation` recipe. Specifications are parsed as `jaxunlearn.specification` does, never
 evaluated.
 """
@@ -18,8 +18,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxunlearn import methods
 from jaxunlearn.data.rating_tasks import RatingTask
+from jaxunlearn.methods.exact import als
 from jaxunlearn.naming import nearest
 from jaxunlearn.presets import check_value
 from jaxunlearn.specification import Specified, parse
@@ -64,9 +64,9 @@ class Factorisation:
 
     @property
     def learner(self) -> Any:
-        """The functions of `jaxunlearn.methods.als`."""
+        """The functions of `jaxunlearn.methods.exact.als`."""
         strength = self.regularisation
-        return methods.als(
+        return als(
             rank=self.rank,
             regularisation=_REGULARISATION[self.feedback] if strength is None else strength,
             feedback=self.feedback,
@@ -82,16 +82,16 @@ class Factorisation:
         return learner.fit(state, sweeps=_MOST, tolerance=self.tolerance, accelerate=True)
 
     def variants(self) -> dict[str, "Factorisation"]:
-        """Recipes that nobody would call different: more sweeps (25 %) or half the tolerance, and
-        a wider start (twice)."""
+        """Recipes that nobody would call different: more sweeps (25 %) or a tolerance of three
+        times as much, and a wider start (twice)."""
         wider = dataclasses.replace(self, scale=2 * self.scale)
         if self.sweeps is None:
-            longer = dataclasses.replace(self, tolerance=self.tolerance / 2)
-            words = f"tolerance {longer.tolerance:g}"
+            other = dataclasses.replace(self, tolerance=3 * self.tolerance)
+            words = f"tolerance {other.tolerance:g}"
         else:
-            longer = dataclasses.replace(self, sweeps=math.ceil(1.25 * self.sweeps))
-            words = f"{longer.sweeps} sweeps"
-        return {words: longer, f"scale {wider.scale:g}": wider}
+            other = dataclasses.replace(self, sweeps=math.ceil(1.25 * self.sweeps))
+            words = f"{other.sweeps} sweeps"
+        return {words: other, f"scale {wider.scale:g}": wider}
 
 
 class Given(NamedTuple):
@@ -195,7 +195,7 @@ def page(name: str) -> str:
     entry = METHODS[name]
     given = ", ".join(f"{key}={value!r}" for key, value in entry.defaults.items())
     about = f"{name}({given})\n\n{__doc__}\nIn comparisons of ratings: {entry.rule}."
-    return about if name != "als" else f"{inspect.getdoc(methods.als)}\n\n{about}"
+    return about if name != "als" else f"{inspect.getdoc(als)}\n\n{about}"
 
 
 def arguments(each: Specified) -> dict[str, Any]:

@@ -333,14 +333,14 @@ def _attacks(plan: Plan) -> list[tuple[str, str]]:
 def attack_tables(plan: Plan) -> list:
     """The tables of the membership section, see `audit.views.Attacks`."""
     titles = {
-        "strangers": "Against entries that never were",
-        "retain": "Against entries that were kept",
+        "strangers": "Against entries that never were (AUC, and TPR at FPR 0.01)",
+        "retain": "Against entries that were kept (AUC, and TPR at FPR 0.01)",
     }
     return [
         [
             title,
             [
-                [f"{score}, {_AGAINST[against]}", measure]
+                [f"{score}, {_AGAINST[against]}", measure, f"{score}: {measure.upper()}"]
                 for score, other in _attacks(plan)
                 if other == against
                 for measure in ("auc", "tpr")

@@ -1,6 +1,6 @@
 """What a deletion from an analytic head costs, and how far its states drift.
 
-    python -m experiments.benchmarks.analytic            about ten minutes on two cores
+    OPENBLAS_NUM_THREADS=1 python -m experiments.benchmarks.analytic       minutes on two cores
     python -m experiments.benchmarks.analytic --features 64 --learnt 1000 --refit 2000   a smoke run
 
     request = forget one example, and the head after it         after 1e4, 1e5, 1e6 examples learnt
@@ -11,6 +11,8 @@
 |-------------------|------------------------------------------------------------------------------|
 | rival at its best | the refit is one product X^T X and one Cholesky solve in single floats, XLA  |
 | same answer       | the head after the request is compared with the refit in the same run        |
+| one BLAS thread   | for factors and solves of all programs (products use every core): two wait   |
+|                   | for each other, up to a second, where another process takes a core           |
 | nothing prepared  | compilation apart; medians of repeats, programs in turns                     |
 | large N           | the states are filled by plain sums, for time; the request is the default's  |
 | drift             | learn and forget in turns, blocks of random sizes, scales of 1 to 1e-2       |
@@ -18,6 +20,7 @@
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -37,6 +40,7 @@ from jaxunlearn.methods.exact.analytic import STATES, analytic_head
 
 SCHEMA = 1
 KIND = "jaxunlearn analytic benchmark"
+THREADS = "OPENBLAS_NUM_THREADS"
 CLASSES, GAMMA, BLOCK = 10, 0.1, 8
 DRIFTING = ("gram", "gram, plain sums", "cholesky", "inverse", "inverse, never made anew")
 
@@ -165,6 +169,13 @@ def drift(options: argparse.Namespace, double: bool) -> dict[str, float]:
     return found
 
 
+def command() -> str:
+    """How this run was started, with the setting that the times depend on."""
+    threads = os.environ.get(THREADS)
+    started = "python -m experiments.benchmarks.analytic"
+    return started if threads is None else f"{THREADS}={threads} {started}"
+
+
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     """The whole measurement as plain data."""
     begin = time.perf_counter()
@@ -172,7 +183,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "kind": KIND,
-        "command": "python -m experiments.benchmarks.analytic",
+        "command": command(),
         "date": machine.today(),
         "machine": machine.description(),
         "versions": compare.versions(),

@@ -185,7 +185,7 @@ def _membership(record: Mapping[str, Any]) -> str:
         picture = "<h2>Can membership be inferred?</h2>"
     for title, shown in view.tables:
         rows = [(label, _attacked(own, oracle, label, shown)) for label, own in found]
-        heads = ["", *(f"{score}: {view.measures[name]}" for score, name in shown)]
+        heads = ["", *(heading for _, _, heading in shown)]
         picture += f"<h3>{escape(title)}</h3>" + grid(heads, rows, raw=True)
     return picture + told
 
@@ -195,7 +195,7 @@ def _attacked(own: Mapping, oracle: Mapping, label: str, shown: Sequence) -> lis
     if "undefined" in own:
         return [UNDEFINED] * len(shown)
     cells = []
-    for score, name in shown:
+    for score, name, _ in shown:
         value, held = ((a.get(score) or {}).get(name) for a in (own, oracle))
         beside = "" if held is None or label == "oracle" else (
             f"<small>oracle {number(held.get('value'))}</small>"

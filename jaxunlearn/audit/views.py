@@ -32,26 +32,25 @@ class Column(NamedTuple):
 
 
 class Attacks(NamedTuple):
-    """The membership section: words under the curves, tables, what measures are called."""
+    """The membership section: the words under the curves, and tables."""
 
     words: str = (
         "Mean ROC of the loss attack: forgotten training examples against held-out ones. Black is "
         "the oracle, which never saw either; dotted is guessing. A curve on either side of the "
         "oracle's tells something about the forget data."
     )
-    tables: Any = (  # (title, ((score, measure), ...)) each
+    tables: Any = (  # (title, ((score, measure, heading), ...)) each
         (
             "Attack by attack",
             (
-                ("loss", "auc"),
-                ("loss", "accuracy"),
-                ("loss", "tpr"),
-                ("confidence", "auc"),
-                ("entropy", "auc"),
+                ("loss", "auc", "loss: AUC"),
+                ("loss", "accuracy", "loss: accuracy"),
+                ("loss", "tpr", "loss: TPR at FPR 0.1"),
+                ("confidence", "auc", "confidence: AUC"),
+                ("entropy", "auc", "entropy: AUC"),
             ),
         ),
     )
-    measures: Any = {"auc": "AUC", "accuracy": "accuracy", "tpr": "TPR at FPR 0.1"}  # noqa: RUF012
 
 
 def column(record: Mapping[str, Any]) -> Column:

@@ -59,8 +59,8 @@ def change(
     columns: Array,
     *,
     sign: int,
-    regularisation: float,
-    tolerance: float | None = None,
+    regularisation: float | Array,
+    tolerance: float | Array | None = None,
 ) -> KeptInverse:
     """P and G with s U U^T added to G.
 
@@ -129,8 +129,8 @@ def without(
     places: Array,
     valid: Array,
     *,
-    regularisation: float,
-    tolerance: float | None = None,
+    regularisation: float | Array,
+    tolerance: float | Array | None = None,
 ) -> KeptInverse:
     """P and G with variables taken out: rows and columns of zeros in G, 1 / lambda in P.
 
@@ -163,7 +163,7 @@ def without(
     return _settled(changed, jnp.asarray(False), regularisation, tolerance)
 
 
-def renewed(kept: KeptInverse, *, regularisation: float) -> KeptInverse:
+def renewed(kept: KeptInverse, *, regularisation: float | Array) -> KeptInverse:
     """P made from G. Cost: 2 p^3."""
     inverse, definite = _inverted(kept.gram, regularisation)
     inverse = jnp.where(definite, inverse, kept.inverse)
@@ -174,7 +174,7 @@ def renewed(kept: KeptInverse, *, regularisation: float) -> KeptInverse:
 
 
 def _settled(
-    kept: KeptInverse, made: Array, regularisation: float, tolerance: float | None
+    kept: KeptInverse, made: Array, regularisation: float | Array, tolerance: float | Array | None
 ) -> KeptInverse:
     """With its residual, and made anew where that is too large; `made`: it has just been."""
     residual = _residual(kept.gram, kept.inverse, regularisation)
@@ -195,7 +195,7 @@ def _settled(
     return kept._replace(status=jnp.where(useless, Solved.STALLED, kept.status).astype(jnp.int32))
 
 
-def _inverted(gram: Array, regularisation: float) -> tuple[Array, Array]:
+def _inverted(gram: Array, regularisation: float | Array) -> tuple[Array, Array]:
     """((G + lambda I)^-1, whether it is positive definite)."""
     eye = jnp.eye(len(gram), dtype=gram.dtype)
     lower = one_by_one(jnp.linalg.cholesky)(gram + regularisation * eye)
@@ -204,7 +204,7 @@ def _inverted(gram: Array, regularisation: float) -> tuple[Array, Array]:
     return _dot(half.T, half), definite
 
 
-def _residual(gram: Array, inverse: Array, regularisation: float) -> Array:
+def _residual(gram: Array, inverse: Array, regularisation: float | Array) -> Array:
     """[] the largest |(G + lambda I) P z - z| / |z| over two vectors of signs."""
     p = len(gram)
     bits = jnp.arange(p, dtype=jnp.uint32)[:, None] * jnp.uint32(2654435761)

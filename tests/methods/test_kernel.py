@@ -1,4 +1,7 @@
-"""Kernel ridge that forgets: every deletion against a refit on what is left."""
+"""Kernel ridge that forgets: every deletion against a refit on what is left, by NumPy.
+
+Requests are of one, of up to four or of all rows, so that few programs are compiled.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +11,7 @@ import pytest
 import jaxunlearn as ju
 from jaxunlearn.curvature import displaced, linearised
 from jaxunlearn.linalg.solution import Solved
-from jaxunlearn.methods.exact import kernel_system
+from jaxunlearn.methods.exact import kernel, kernel_system
 from jaxunlearn.methods.exact.kernel_spectrum import leave_out_per_row, spectrum
 from jaxunlearn.methods.exact.kernels import linear, rbf, relu_tangent, tangent
 from jaxunlearn.methods.exact.slots import IllConditionedError, Slot
@@ -28,9 +31,19 @@ def left(*rows):
     return np.setdiff1d(np.arange(N), rows)
 
 
-def dense(x, y, rho=RHO, kernel=RBF):
+def gauss(x, z):
+    """The kernel by its definition."""
+    return np.exp(-0.5 * ((x[:, None] - z[None]) ** 2).sum(-1))
+
+
+def dense(x, y, rho=RHO):
     """alpha by NumPy, of the kernel of these rows."""
-    return np.linalg.solve(np.asarray(kernel(x, x)) + rho * np.eye(len(x)), y)
+    return np.linalg.solve(gauss(x, x) + rho * np.eye(len(x)), y)
+
+
+def of(rows, array):
+    """Some rows of an array of a state, by NumPy."""
+    return np.asarray(array)[rows]
 
 
 # ------------------------------------------------------------------------------ equal to retraining
@@ -43,13 +56,14 @@ def test_forgetting_equals_a_refit_on_what_is_left(x64):
     gone, keep = [7, 3, 11], left(3, 7, 11)
     expected = dense(x[keep], y[keep])
     forgotten = MACHINE.forget(state, gone)
-    np.testing.assert_allclose(forgotten.alpha[keep], expected, rtol=1e-10, atol=1e-10)
-    np.testing.assert_allclose(MACHINE.leave_out(state, gone)[keep], expected, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(of(keep, forgotten.alpha), expected, rtol=1e-10, atol=1e-10)
+    left_out = of(keep, MACHINE.leave_out(state, gone))
+    np.testing.assert_allclose(left_out, expected, rtol=1e-9, atol=1e-9)
     points = data(1)[0]
     np.testing.assert_allclose(
-        MACHINE.predict(forgotten, points), RBF(points, x[keep]) @ expected, rtol=1e-9, atol=1e-10
+        MACHINE.predict(forgotten, points), gauss(points, x[keep]) @ expected, rtol=1e-9, atol=1e-10
     )
-    assert np.abs(state.alpha - forgotten.alpha)[keep].max() > 0.1
+    assert np.abs(of(keep, state.alpha) - expected).max() > 0.1
 
 
 def test_requests_one_after_another_are_one_request(x64):
@@ -65,11 +79,11 @@ def test_requests_one_after_another_are_one_request(x64):
 def test_leaving_one_out_equals_as_many_refits(x64):
     x, y = data()
     state = MACHINE.init(x, y)
-    expected = [RBF(x[i : i + 1], x[left(i)]) @ dense(x[left(i)], y[left(i)]) for i in range(N)]
+    expected = [gauss(x[i : i + 1], x[left(i)]) @ dense(x[left(i)], y[left(i)]) for i in range(N)]
     got = MACHINE.leave_one_out(state)
     np.testing.assert_allclose(got, np.concatenate(expected), rtol=1e-9, atol=1e-10)
     alpha = MACHINE.leave_out(state, [4])
-    np.testing.assert_allclose(RBF(x[4:5], x) @ alpha, expected[4], rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(gauss(x[4:5], x) @ alpha, expected[4], rtol=1e-9, atol=1e-10)
 
 
 def test_what_was_forgotten_can_be_learnt_again(x64):
@@ -86,9 +100,9 @@ def test_what_was_forgotten_can_be_learnt_again(x64):
 
 def test_learning_into_empty_slots_is_learning_at_once(x64):
     x, y = data()
-    state = MACHINE.init(x[:15], y[:15], capacity=N)
-    assert (np.asarray(state.slots)[15:] == Slot.EMPTY).all()
-    grown = MACHINE.learn(state, np.arange(15, N), x[15:], y[15:])
+    state = MACHINE.init(x[:17], y[:17], capacity=N)
+    assert (np.asarray(state.slots)[17:] == Slot.EMPTY).all()
+    grown = MACHINE.learn(state, np.arange(17, N), x[17:], y[17:])
     np.testing.assert_allclose(grown.alpha, dense(x, y), rtol=1e-9, atol=1e-10)
     same = MACHINE.learn(grown, [], x[:0], y[:0])
     np.testing.assert_array_equal(same.alpha, grown.alpha)
@@ -100,7 +114,7 @@ def test_float32_keeps_its_digits_where_rho_is_as_large_as_it_wants():
     assert state.alpha.dtype == jnp.float32
     keep = left(3, 7, 11)
     exact = dense(x[keep].astype(float), y[keep].astype(float))
-    np.testing.assert_allclose(state.alpha[keep], exact, atol=1e-3 * np.abs(exact).max())
+    np.testing.assert_allclose(of(keep, state.alpha), exact, atol=1e-3 * np.abs(exact).max())
 
 
 def test_a_thousand_requests_do_not_drift(x64):
@@ -144,16 +158,17 @@ def test_a_ridge_per_row_is_another_answer_and_equals_its_own_refit(x64):
     gone, keep = [3, 7, 11], left(3, 7, 11)
     expected = dense(x[keep], y[keep], RHO * len(keep) / N)
     forgotten = machine.forget(state, gone)
-    np.testing.assert_allclose(forgotten.alpha[keep], expected, rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(of(keep, forgotten.alpha), expected, rtol=1e-9, atol=1e-10)
     assert np.abs(expected - dense(x[keep], y[keep])).max() > 1e-2
     back = machine.learn(forgotten, gone, x[gone], y[gone])
     np.testing.assert_allclose(back.alpha, state.alpha, rtol=1e-9, atol=1e-10)
-    of = spectrum(RBF(x, x))
+    modes = spectrum(jnp.asarray(gauss(x, x)))
     requests = jnp.array([gone, [0, 1, -1]])
-    many = jax.jit(jax.vmap(lambda rows: leave_out_per_row(of, jnp.asarray(y), rows, RHO / N)))
-    np.testing.assert_allclose(many(requests)[0][keep], expected, rtol=1e-8, atol=1e-9)
-    other = dense(x[2:], y[2:], RHO * (N - 2) / N)
-    np.testing.assert_allclose(many(requests)[1][2:], other, rtol=1e-8, atol=1e-9)
+    many = jax.jit(jax.vmap(lambda rows: leave_out_per_row(modes, jnp.asarray(y), rows, RHO / N)))
+    one, other = np.asarray(many(requests))
+    np.testing.assert_allclose(one[keep], expected, rtol=1e-8, atol=1e-9)
+    expected = dense(x[2:], y[2:], RHO * (N - 2) / N)
+    np.testing.assert_allclose(other[2:], expected, rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("verb", ["leave_out", "leave_one_out"])
@@ -177,24 +192,26 @@ def test_several_outputs_forget_as_parameters_of_the_linear_model(x64):
     )
     x, y = data(n=6)
     batch, n = {"x": jnp.asarray(x)}, 6
-    residual = jnp.asarray(y) - model.outputs(params, batch)
+    at_start = np.asarray(jax.jit(model.outputs)(params, batch))
+    residual = y - at_start
     machine = ju.kernel_ridge(kernel=tangent(model, params, block=None), rho=RHO)
     state = machine.init(batch, residual)
     assert state.gram.shape == (2 * n, 2 * n) and state.alpha.shape == (n, 2)
     forgotten = machine.forget(state, [4, 1])
-    moved = displaced(model, params, state.x, forgotten.alpha)
+    moved = jax.jit(displaced, static_argnums=0)(model, params, state.x, forgotten.alpha)
     keep = np.array([0, 2, 3, 5])
-    jac = jax.jacfwd(lambda w: model.outputs({"w": w}, batch))(params["w"]).reshape(n, 2, -1)
-    rows = np.asarray(jac[keep]).reshape(-1, 12)
+    jac = jax.jit(jax.jacfwd(lambda w: model.outputs({"w": w}, batch)))(params["w"])
+    rows = np.asarray(jac).reshape(n, 2, -1)[keep].reshape(-1, 12)
     gram = rows.T @ rows + RHO * np.eye(12)
-    step = np.linalg.solve(gram, rows.T @ np.asarray(residual[keep]).ravel())
-    np.testing.assert_allclose((moved["w"] - params["w"]).ravel(), step, rtol=1e-8, atol=1e-10)
-    lifted = linearised(model, params, moved, batch) - model.outputs(params, batch)
+    step = np.linalg.solve(gram, rows.T @ residual[keep].ravel())
+    went = np.asarray(moved["w"]) - np.asarray(params["w"])
+    np.testing.assert_allclose(went.ravel(), step, rtol=1e-8, atol=1e-10)
+    lifted = jax.jit(linearised, static_argnums=0)(model, params, moved, batch) - at_start
     np.testing.assert_allclose(machine.predict(forgotten, batch), lifted, rtol=1e-8, atol=1e-10)
-    # one row out, both outputs of it: a 2 x 2 block of G
-    alone = machine.forget(state, [4])
-    expected = machine.predict(alone, {"x": x[4:5]})
-    np.testing.assert_allclose(machine.leave_one_out(state)[4:5], expected, rtol=1e-8)
+    # one row out (twice is once), both outputs of it: a 2 x 2 block of G
+    alone = machine.forget(state, [4, 4])
+    expected = of(4, machine.predict(alone, batch))
+    np.testing.assert_allclose(of(4, machine.leave_one_out(state)), expected, rtol=1e-8)
     back = machine.learn(alone, [4], {"x": x[4:5]}, residual[4:5])
     np.testing.assert_allclose(back.alpha, state.alpha, rtol=1e-8, atol=1e-10)
 
@@ -204,20 +221,20 @@ def test_several_outputs_forget_as_parameters_of_the_linear_model(x64):
 
 def test_nothing_of_a_forgotten_row_is_left_in_the_state(x64):
     x, y = data()
-    state = MACHINE.forget(MACHINE.init(x, y), [3, 7])
+    state = MACHINE.forget(MACHINE.init(x, y), [3, 7, 12])
     for name in ("x", "y", "alpha", "gram", "inverse"):
         leaf = np.asarray(getattr(state, name))
-        assert not leaf[[3, 7]].any() and leaf[[2, 4]].any(axis=1).all(), name
-    assert not np.asarray(state.gram)[:, [3, 7]].any()
+        assert not leaf[[3, 7, 12]].any() and leaf[[2, 4]].any(axis=1).all(), name
+    assert not np.asarray(state.gram)[:, [3, 7, 12]].any()
 
 
 def test_what_a_forgotten_row_held_cannot_be_read_again(x64):
     """NaN written where the row was reaches neither a prediction, a refit nor the next request."""
     x, y = data()
     state = MACHINE.forget(MACHINE.init(x, y), [3])
-    poisoned = state._replace(
-        x=state.x.at[3].set(jnp.nan), gram=state.gram.at[3].set(jnp.nan).at[:, 3].set(jnp.nan)
-    )
+    bad_x, bad_gram = np.array(state.x), np.array(state.gram)
+    bad_x[3] = bad_gram[3] = bad_gram[:, 3] = np.nan
+    poisoned = state._replace(x=jnp.asarray(bad_x), gram=jnp.asarray(bad_gram))
     for verb in (MACHINE.refit, lambda s: MACHINE.forget(s, [5])):
         np.testing.assert_array_equal(verb(poisoned).alpha, verb(state).alpha)
     np.testing.assert_array_equal(MACHINE.predict(poisoned, x), MACHINE.predict(state, x))
@@ -225,7 +242,7 @@ def test_what_a_forgotten_row_held_cannot_be_read_again(x64):
 
 def test_forgetting_twice_or_nothing_changes_nothing(x64):
     x, y = data()
-    state = MACHINE.forget(MACHINE.init(x, y), [3, 7])
+    state = MACHINE.forget(MACHINE.init(x, y), [3, 7, 12])
     for rows in ([3], [7, 3, 3], []):
         again = MACHINE.forget(state, rows)
         np.testing.assert_array_equal(again.inverse, state.inverse)
@@ -236,7 +253,7 @@ def test_forgetting_twice_or_nothing_changes_nothing(x64):
 def test_order_and_repeats_within_a_request_do_not_matter(x64):
     x, y = data()
     state = MACHINE.init(x, y)
-    one, other = MACHINE.forget(state, [3, 7]), MACHINE.forget(state, np.array([7, 3, 7, 3]))
+    one, other = (MACHINE.forget(state, np.array(rows)) for rows in ([3, 7, 12], [12, 3, 7, 3]))
     np.testing.assert_allclose(one.alpha, other.alpha, rtol=1e-11, atol=1e-12)
 
 
@@ -245,7 +262,9 @@ def test_a_machine_that_forgot_everything_predicts_nothing_and_learns_again(x64)
     empty = MACHINE.forget(MACHINE.init(x, y), np.arange(N))
     np.testing.assert_array_equal(MACHINE.predict(empty, x), 0)
     assert int(empty.status) == Solved.CONVERGED
-    again = MACHINE.learn(empty, np.arange(N), x, y)
+    again = empty
+    for rows in np.arange(N).reshape(-1, 4):
+        again = MACHINE.learn(again, rows, x[rows], y[rows])
     np.testing.assert_allclose(again.alpha, dense(x, y), rtol=1e-8, atol=1e-9)
 
 
@@ -255,31 +274,35 @@ def test_a_machine_that_forgot_everything_predicts_nothing_and_learns_again(x64)
 def test_many_requests_at_once_are_each_alone(x64):
     x, y = data()
     state = MACHINE.init(x, y)
-    requests = jnp.array([[3, 7], [5, -1], [0, 19]])
+    requests = jnp.array([[3, 7, 12], [5, -1, -1], [0, 19, 1]])
     many = jax.jit(jax.vmap(MACHINE.forget, in_axes=(None, 0)))(state, requests)
     what_if = jax.jit(jax.vmap(MACHINE.leave_out, in_axes=(None, 0)))(state, requests)
-    for i, rows in enumerate(([3, 7], [5], [0, 19])):
+    for i, rows in enumerate(([3, 7, 12], [5], [0, 19, 1])):
         alone = MACHINE.forget(state, rows)
-        np.testing.assert_allclose(many.alpha[i], alone.alpha, rtol=1e-9, atol=1e-10)
-        np.testing.assert_allclose(what_if[i], alone.alpha, rtol=1e-9, atol=1e-10)
+        np.testing.assert_allclose(of(i, many.alpha), alone.alpha, rtol=1e-9, atol=1e-10)
+        np.testing.assert_allclose(of(i, what_if), alone.alpha, rtol=1e-9, atol=1e-10)
 
 
 def test_another_request_of_as_many_rows_compiles_nothing(x64):
-    from jax._src import test_util
-
     x, y = data()
-    state = MACHINE.forget(MACHINE.init(x, y), [1, 2, 4])
-    with test_util.count_jit_and_pmap_lowerings() as count:
-        for rows in ([5, 6, 8], [9, 10, 11, 12]):  # four with padding, and four
-            state = MACHINE.forget(state, rows)
-    assert count() == 0
+    start = MACHINE.forget(MACHINE.init(x, y), [1, 2, 4])
+    program = kernel._forget  # the one program that runs in a forget
+    before = program._cache_size()
+    state = start
+    for rows in ([5, 6, 8], [9, 10, 11, 12]):  # four with padding, and four
+        state = MACHINE.forget(state, rows)
+    assert program._cache_size() == before > 0
+    ju.kernel_ridge(kernel=RBF, rho=2 * RHO, tolerance=0.1).forget(start, [5, 6, 8])
+    assert program._cache_size() == before  # nor does another rho
+    MACHINE.forget(start, [5, 6])
+    assert program._cache_size() == before + 1
 
 
 # --------------------------------------------------------------------------------------- failures
 
 
 def test_a_rho_too_small_for_float32_is_an_error_and_a_status():
-    x, y = (np.repeat(a, 2, axis=0) for a in data(dtype=np.float32))
+    x, y = (np.repeat(a, 2, axis=0) for a in data(n=N // 2, dtype=np.float32))
     machine = ju.kernel_ridge(kernel=RBF, rho=1e-6)
     with pytest.raises(IllConditionedError, match=r"init: (STALLED|INDEFINITE).*Raise rho=1e-06"):
         machine.init(x, y)
@@ -292,16 +315,19 @@ def test_an_inverse_that_lost_its_digits_is_replaced_outside_and_reported_inside
     x, y = data()
     state = MACHINE.init(x, y)
     broken = state._replace(inverse=-state.inverse)
-    healed = MACHINE.forget(broken, [3, 7])
-    np.testing.assert_allclose(healed.alpha, MACHINE.forget(state, [3, 7]).alpha, rtol=1e-9)
-    inside = jax.jit(MACHINE.forget)(broken, jnp.array([3, 7]))
+    gone = [3, 7, 12]
+    healed = MACHINE.forget(broken, gone)
+    np.testing.assert_allclose(healed.alpha, MACHINE.forget(state, gone).alpha, rtol=1e-9)
+    traced = jax.jit(MACHINE.forget)
+    inside = traced(broken, jnp.array(gone))
     assert int(inside.status) == Solved.INDEFINITE
     np.testing.assert_array_equal(inside.alpha, broken.alpha)
     drifted = state._replace(inverse=1.5 * state.inverse)
-    assert int(jax.jit(MACHINE.forget)(drifted, jnp.array([3, 7])).status) == Solved.STALLED
+    assert int(traced(drifted, jnp.array(gone)).status) == Solved.STALLED
     np.testing.assert_allclose(MACHINE.refit(broken).alpha, state.alpha, rtol=1e-9)
     back = MACHINE.learn(healed._replace(inverse=-healed.inverse), [3], x[3:4], y[3:4])
-    np.testing.assert_allclose(back.alpha, MACHINE.forget(state, [7]).alpha, rtol=1e-8, atol=1e-9)
+    expected = MACHINE.forget(state, [7, 12]).alpha
+    np.testing.assert_allclose(back.alpha, expected, rtol=1e-8, atol=1e-9)
 
 
 def test_the_error_bounds_what_it_says_it_bounds():
@@ -310,7 +336,7 @@ def test_the_error_bounds_what_it_says_it_bounds():
     for rho in (1e-1, 1e-2, 1e-3):
         machine = ju.kernel_ridge(kernel=RBF, rho=rho, tolerance=10.0)
         state = machine.init(x, y)
-        exact = np.linalg.solve(np.asarray(RBF(x, x), float) + rho * np.eye(N), y.astype(float))
+        exact = dense(x.astype(float), y.astype(float), rho)
         off = np.abs(state.alpha - exact).max() / np.abs(exact).max()
         assert off < float(state.error) < 1e4 * max(off, 1e-7)
 
@@ -330,11 +356,11 @@ def test_a_kernel_that_is_not_a_number_is_a_status_and_no_prediction():
     [
         ([25], r"row 25 is unknown; ids are in \[0, 20\)"),
         ([-1], r"row -1 is unknown"),
-        ([19], r"row 19 was never learnt.*18 rows are learnt"),
+        ([19], r"row 19 was never learnt.*17 rows are learnt"),
     ],
 )
 def test_unknown_rows_are_refused(rows, message):
-    x, y = data(n=18, dtype=np.float32)
+    x, y = data(n=17, dtype=np.float32)
     state = MACHINE.init(x, y, capacity=N)
     with pytest.raises(ValueError, match=message):
         MACHINE.forget(state, rows)
@@ -349,7 +375,7 @@ def test_arguments_that_do_not_fit_are_refused():
         MACHINE.forget(state, np.ones(N, bool))
     with pytest.raises(ValueError, match="row 3 is learnt already; forget it first"):
         MACHINE.learn(state, [3], x[:1], y[:1])
-    state = MACHINE.forget(state, [3, 4])
+    state = MACHINE.forget(state, [3, 4, 5])
     with pytest.raises(ValueError, match=r"a row is given twice, \[3, 3\]"):
         MACHINE.learn(state, [3, 3], x[:2], y[:2])
     with pytest.raises(ValueError, match=r"x and y must have 2 rows, one for each id.*\[1\]"):
@@ -376,7 +402,7 @@ def test_kernels_refuse_constants_that_are_not_positive(make, name):
 
 def test_the_primitives_skip_what_is_not_there(x64):
     """Inside a program there are no checks: unknown rows are padding."""
-    x, y = data(n=18)
+    x, y = data(n=17)
     state = MACHINE.init(x, y, capacity=N)
     out = jax.jit(kernel_system.forget)(state, jnp.array([25, 19, -4, 3]), rho=RHO, tolerance=1e-2)
     np.testing.assert_allclose(out.alpha, MACHINE.forget(state, [3]).alpha, rtol=1e-10)

@@ -60,6 +60,7 @@ from jaxunlearn.methods.exact.alternating import (
     unless_singular,
 )
 from jaxunlearn.methods.exact.feedback import feedback_of
+from jaxunlearn.methods.exact.optimality import Optimality, optimality
 from jaxunlearn.methods.exact.rating_rows import Rectangle, rectangles
 from jaxunlearn.methods.exact.row_passes import Entries
 from jaxunlearn.methods.exact.row_solves import Solver
@@ -98,6 +99,7 @@ class ALS(NamedTuple):
     recommend: Callable[..., tuple[np.ndarray, np.ndarray]]
     objective: Callable[[ALSState], Array]
     gradient: Callable[[ALSState], Array]
+    optimality: Callable[[ALSState], Optimality]
     compact: Callable[[ALSState], ALSState]
 
 
@@ -154,6 +156,8 @@ def als(
         the items that a user has rated (retained); -1 and -inf where nothing is left.
       objective(state), gradient(state) -> []: of what is retained; the largest entry of half its
         gradient.
+      optimality(state) -> `Optimality`: an upper bound to the distance from the predictions of any
+        retraining that reaches its optimum.
       compact(state) -> state: without the places of deleted ratings; the others are renumbered in
         their order.
       `tolerance` is relative to max(1, largest factor); None: 1e-6 in float64, 1e-3 in float32,
@@ -292,7 +296,10 @@ def als(
         made = _arranged(state.user, state.item, pair, value, mesh, biases)
         return made._replace(objective=state.objective)
 
-    return ALS(init, sweep, fit, forget, predict, recommend, objective, gradient, compact)
+    def bounded(state: ALSState) -> Optimality:
+        return optimality(state, rule)
+
+    return ALS(init, sweep, fit, forget, predict, recommend, objective, gradient, bounded, compact)
 
 
 _WARM = 10  # plain sweeps before the first Newton step of a fit: far from a minimum they do better

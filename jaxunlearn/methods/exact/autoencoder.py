@@ -44,6 +44,15 @@ from jaxunlearn.typing import Array
 
 _CHUNK = 1024  # people of a Ratings that are learnt at once
 
+# Compiled once for all learners of a shape: regularisation and tolerance are arguments.
+_STEPS = {
+    "learn": jax.jit(added),
+    "forget": jax.jit(removed),
+    "change": jax.jit(replaced),
+    "forget_items": jax.jit(narrowed),
+}
+_gather, _renew = jax.jit(gathered), jax.jit(kept_inverse.renewed)
+
 
 class Ease(NamedTuple):
     """The functions of a linear autoencoder; see `ease`."""
@@ -126,10 +135,6 @@ def ease(
     """
     _check_constants(users, items, regularisation, tolerance)
     options: dict[str, Any] = {"regularisation": regularisation, "tolerance": tolerance}
-    verbs = {"learn": added, "forget": removed, "change": replaced, "forget_items": narrowed}
-    steps = {verb: jax.jit(partial(step, **options)) for verb, step in verbs.items()}
-    gather = jax.jit(gathered)
-    renew = jax.jit(partial(kept_inverse.renewed, regularisation=regularisation))
 
     def init() -> EaseState:
         kept = kept_inverse.empty(items, regularisation, jnp.zeros((), dtype or float).dtype)
@@ -154,7 +159,7 @@ def ease(
                 at = np.maximum(ids, 0)
                 learnt = (np.asarray(ids) >= 0) & (np.asarray(state.users)[at] == Slot.LEARNT)
                 _refuse_foreign(where, learnt & (np.asarray(state.prints)[at] != own), at)
-        return _checked(where, steps[verb](state, ids, *given))
+        return _checked(where, _STEPS[verb](state, ids, *given, **options))
 
     def learn(state: EaseState, who: Any, rows: Any) -> EaseState:
         if not isinstance(rows, Ratings) or np.size(who) <= max(_CHUNK, items // 4):
@@ -166,8 +171,9 @@ def ease(
             real = some[some >= 0]
             x = _dense("ease.learn", rows, real, users, items, state.kept.gram.dtype)
             room = ((0, len(some) - len(real)), (0, 0))
-            state = gather(state, jnp.asarray(some), jnp.pad(x, room))
-        return _checked("ease.learn", state._replace(kept=renew(state.kept)))
+            state = _gather(state, jnp.asarray(some), jnp.pad(x, room))
+        kept = _renew(state.kept, regularisation=regularisation)
+        return _checked("ease.learn", state._replace(kept=kept))
 
     def forget_items(state: EaseState, which: Any, rows: Any) -> EaseState:
         where = "ease.forget_items"
@@ -178,7 +184,7 @@ def ease(
             learnt = np.asarray(state.users) == Slot.LEARNT
             wrong = learnt & (np.asarray(prints) != np.asarray(state.prints))
             _refuse_foreign(where, wrong, np.arange(users))
-        return _checked(where, steps["forget_items"](state, ids, prints, theirs))
+        return _checked(where, _STEPS["forget_items"](state, ids, prints, theirs, **options))
 
     def predict(state: EaseState, rows: Any) -> Array:
         given = np.arange(users) if isinstance(rows, Ratings) else np.zeros(len(rows))

@@ -63,7 +63,7 @@ def newton_step(
     *,
     iterations: int,
 ) -> Step:
-    """dQ with S dQ = -grad f to a relative residual, at P = P(Q).
+    """dQ with (S + m F_QQ) dQ = -grad f to a relative residual, at P = P(Q).
 
     Args:
       problem, entries: the objective.
@@ -71,6 +71,7 @@ def newton_step(
       second: Q.
       view: factors -> what the rows of the other side are solved against.
       tolerance: [] relative residual, in (0, 1).
+      damping: [] m >= 0; above the most negative eigenvalue of F_QQ^-1 S, the direction is downhill.
       iterations: at most.
 
     Cost: a sweep for the inverses and (n + m) K^2 numbers of memory; each iteration two passes over
@@ -91,14 +92,9 @@ def newton_step(
             first.number, first.factors, jnp.zeros_like(first.factors), first.rectangles,
         )  # fmt: skip
         dp = -apply_inverses(mesh, over_first, first.rectangles, cross)
-        curved = curvature_products(
+        return curvature_products(  # linear in the step: S dq + damping F_QQ dq in one pass
             problem, beside_second, _moved(view, first.factors, dp), entries,
-            second.number, second.factors, dq, second.rectangles,
-        )  # fmt: skip
-        still = jax.tree.map(jnp.zeros_like, beside_second)
-        return curved + damping * curvature_products(
-            problem, beside_second, still, entries,
-            second.number, second.factors, dq, second.rectangles,
+            second.number, second.factors, (1 + damping) * dq, second.rectangles,
         )  # fmt: skip
 
     found = conjugate_gradients(

@@ -113,7 +113,8 @@ def check_examples(name: str, x: Any, y: Any, m: int | None = None) -> None:
     if is_traced((x, y)):
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path({"x": x, "y": y}):
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and not jnp.isfinite(leaf).all():
+        where = jnp if isinstance(leaf, jax.Array) else np
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and not where.isfinite(leaf).all():
             finite = np.isfinite(np.asarray(leaf)).reshape(len(leaf), -1).all(axis=1)
             bad = int(np.flatnonzero(~finite)[0])
             raise ValueError(
