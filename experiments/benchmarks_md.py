@@ -10,6 +10,7 @@
 | `curvature.json`          | the section on the price of a Fisher diagonal                  |
 | `continual.json`          | the section on continual learning                              |
 | `analytic.json`           | the section on deleting from analytic heads                    |
+| `als.json`                | the section on recommenders: sweeps and deletions              |
 | `kernel.json`             | the section on leaving rows out of kernel machines             |
 | `autoencoder.json`        | the section on deleting people from a linear autoencoder       |
 | `shards.json`             | the section on sharded training                                |
@@ -27,6 +28,7 @@ from pathlib import Path
 
 from experiments import continual_section, sections
 from experiments.benchmarks import (
+    als_section,
     analytic_section,
     autoencoder_section,
     curvature_section,
@@ -76,6 +78,7 @@ FURTHER: dict[str, tuple[Callable[[Path], Record], Callable[[Record], str]]] = {
     "continual.json": (continual_section.read, continual_section.continual),
     "analytic.json": (analytic_section.read, analytic_section.analytic),
     "kernel.json": (kernel_section.read, kernel_section.kernels),
+    "als.json": (als_section.read, als_section.alternating),
     "autoencoder.json": (autoencoder_section.read, autoencoder_section.autoencoder),
     "shards.json": (shards_section.read, shards_section.sharding),
 }

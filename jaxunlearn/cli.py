@@ -7,8 +7,8 @@
 | 3      | the comparison is not informative: no score, the reason is printed and stored       |
 | 130    | interrupted                                                                         |
 
-Progress and warnings go to standard error, what was found to standard output. A source of ratings is
-compared as a recommender; an option of the other kind of comparison is refused, not ignored.
+Progress and warnings go to standard error, what was found to standard output. A source of ratings
+is compared as a recommender; an option of the other kind of comparison is refused, not ignored.
 """
 
 import argparse
@@ -80,7 +80,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add = compare.add_argument
     sources = "digits, digits:odd_even, digits:loop, mnist, cifar10, cifar100, tfds:NAME; of "
-    sources += "ratings: ratings, movielens, movielens:100k, tfds:movielens/NAME, each :implicit too"
+    sources += (
+        "ratings: ratings, movielens, movielens:100k, tfds:movielens/NAME, each :implicit too"
+    )
     tasks = "class:3 | subclass:3 | random:0.05 | group:COLUMN=VALUE | ids:1,2,3; of ratings: "
     tasks += "user:42 | item:7 | random:0.01 | entries:1,2,3; default class:3, or random:0.01"
     methods = "such as ssd,neggrad_plus(alpha=0.9,epochs=3) or als(mode='rows'); see "
@@ -95,9 +97,13 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-size", type=_integer(1), default=64)
     add("--epochs", type=_integer(0), default=30)
     add("--rank", type=_integer(1), default=8, help="factors of a recommender")
-    add("--regularisation", type=_number, default=None, help="of a recommender; default by feedback")
+    add(
+        "--regularisation", type=_number, default=None, help="of a recommender; default by feedback"
+    )
     add("--feedback", default=None, help="explicit, implicit or ials; default that of the source")
-    add("--sweeps", type=_integer(1), default=None, help="of a recommender; default until converged")
+    add(
+        "--sweeps", type=_integer(1), default=None, help="of a recommender; default until converged"
+    )
     add("--seeds", type=_integer(2), default=16, help="originals, and models per method")
     add("--oracles", type=_integer(4), default=32, help="true retrainings to compare with")
     add("--seed", type=_integer(0), default=0, help="of everything random")
@@ -158,7 +164,7 @@ def _methods(name: str | None) -> int:
             (e.name, e.family, e.guarantee, " ".join(e.needs), e.paper) for e in entries.values()
         ]))  # fmt: skip
         print("\nFor ratings:\n" + _columns([
-            (name, e.family, e.guarantee, e.paper, e.rule)
+            (f"  {name}", e.family, e.guarantee, e.paper, e.rule)
             for name, e in rating_presets.METHODS.items()
         ]))  # fmt: skip
         print("\njaxunlearn methods NAME shows one in full.")

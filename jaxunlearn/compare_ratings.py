@@ -7,15 +7,16 @@
 
 A factorisation has many stationary points where its rank is below that of the optimum, and another
 start ends in another of them. So oracles differ from each other, as deep networks do, and that is
-the floor; where the regularisation is so large that there is one optimum, the floor is rounding.
-By default every fit goes on until the gradient is 0. With a number of sweeps, as people often train,
-it stops before; a method that converges is then compared with models that did not, and the recipe
-of 25 % more sweeps says how much that is. `scoring_ratings` says what is measured.
+the floor; where the regularisation is so large that there is one optimum, the floor is the
+precision of `scoring_ratings`. By default every fit goes on until the gradient is 0. With a number
+of sweeps, as people often train, it stops before; a method that converges is then compared with
+models that did not, and the recipe of 25 % more sweeps says how much that is.
 
-Models are fitted one after another: the first call of a compiled program is told apart from the
-others, so that `run` is what a machine needs that has compiled. Nothing is cached, since a fit takes
-seconds. The linear autoencoder (EASE) is not here: it is one closed form without seeds, so that its
-forgetting is an equality, which its tests show, and no question for a distribution.
+Models are fitted one after another, and what the first call of a compiled program takes more than
+later ones is told apart, so that `run` is the time of a machine that has compiled. Nothing is
+cached, since a fit takes seconds. The linear autoencoder (EASE) is not here: it is a closed form
+without seeds, so that its forgetting is an equality, which its tests show, and no question for a
+distribution.
 """
 
 import dataclasses
@@ -25,7 +26,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from jaxunlearn import compare as classifiers
 from jaxunlearn import rating_presets, results, scoring_ratings
@@ -109,7 +109,9 @@ def compare(
     def add(label: str, role: str, fitted: _Fitted, **facts: Any) -> None:
         facts["info"] = _scalars(fitted.reports)
         said = scoring_ratings.answers(plan, learner, fitted.states)
-        groups.append(Group(label, role, **said, compile=fitted.compile, run=fitted.run, facts=facts))
+        groups.append(
+            Group(label, role, **said, compile=fitted.compile, run=fitted.run, facts=facts)
+        )
 
     def fits(name: str, ratings: Any, used: Factorisation, count: int, words: str) -> _Fitted:
         progress(f"fitting {count} {words}")

@@ -7,8 +7,8 @@
     retrain                             from factors drawn anew, as the oracles were
     retrain(same_seed=True)             from the very factors that the original began with
 
-Everything is a factorisation by alternating least squares (`jaxunlearn.methods.exact.als`), fitted by one
-`Factorisation` recipe. Specifications are parsed as `jaxunlearn.specification` does, never
+Everything is a factorisation by alternating least squares (`jaxunlearn.methods.exact.als`), fitted
+by one `Factorisation` recipe. Specifications are parsed as `jaxunlearn.specification` does, never
 evaluated.
 """
 
@@ -39,8 +39,8 @@ class Factorisation:
       feedback: "explicit" (ratings; biases are fitted too), "implicit" or "ials" (counts).
       sweeps: passes of alternating least squares, >= 1; None: until the gradient is 0, as far as
         `tolerance` says.
-      tolerance: of the largest entry of the gradient, relative to the largest factor, > 0; read only
-        where sweeps is None.
+      tolerance: of the largest entry of the gradient, relative to the largest factor, > 0; read
+        only where sweeps is None.
       scale: standard deviation of the factors that a fit begins with, > 0.
     """
 
@@ -175,19 +175,23 @@ def parse_methods(text: str) -> list[Specified]:
     """
     found = parse(text, METHODS)
     for each in found:
-        where = f"method {each.name}"
         for argument, value in each.changes.items():
             if argument not in METHODS[each.name].defaults:
                 known = METHODS[each.name].defaults
-                raise ValueError(f"{where}: argument {nearest(argument, known)}")
-            check_value(f"{where}: {argument}", value, _TYPES[argument])
-            if argument == "mode" and value not in _MODES:
-                raise ValueError(f"{where}: mode {nearest(value, _MODES)}")
-            if argument == "sweeps" and value < 0:
-                raise ValueError(f"{where}: expected sweeps >= 0, got {value}.")
-            if argument == "tolerance" and value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{where}: expected a finite tolerance > 0, got {value}.")
+                raise ValueError(f"method {each.name}: argument {nearest(argument, known)}")
+            _check_argument(f"method {each.name}", argument, value)
     return found
+
+
+def _check_argument(where: str, argument: str, value: Any) -> None:
+    check_value(f"{where}: {argument}", value, _TYPES[argument])
+    if argument == "mode":
+        if value not in _MODES:
+            raise ValueError(f"{where}: mode {nearest(value, _MODES)}")
+    elif argument == "sweeps" and value < 0:
+        raise ValueError(f"{where}: expected sweeps >= 0, got {value}.")
+    elif argument == "tolerance" and value is not None and not 0 < value < math.inf:
+        raise ValueError(f"{where}: expected a finite tolerance > 0, got {value}.")
 
 
 def page(name: str) -> str:

@@ -92,7 +92,9 @@ def assemble(
     """
     labels = {part: entry.columns["y"] for part, entry in parts.items()}
     oracle = next((g for g in groups if g.role == "oracle"), None)
-    judged = judge_classifiers(groups, labels, task.source.num_classes, settings) if oracle else None
+    judged = (
+        judge_classifiers(groups, labels, task.source.num_classes, settings) if oracle else None
+    )
     metrics = Metrics(oracle, labels, parts, settings)
     duplicates = task.near_duplicates()
     facts = {"classes": task.source.num_classes, "near_duplicates": duplicates._asdict()}

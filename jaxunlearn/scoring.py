@@ -1,9 +1,10 @@
 """Outputs of groups of models to numbers: the parts that are looked at, verdicts, classical metrics
 and their floors.
 
-`parts_of` says what is evaluated, `Judge` compares every group with the oracles (`judge_classifiers`
-computes the distance matrices, once), `Metrics` computes loss, accuracy, agreement, KLoM, tug-of-war and the simple
-membership attack, each beside the same metric between two independent halves of the oracles.
+`parts_of` says what is evaluated, `Judge` compares every group with the oracles, for classifiers
+made by `judge_classifiers`, which computes the distance matrices once. `Metrics` computes loss,
+accuracy, agreement, KLoM, tug-of-war and the simple membership attack, each beside the same metric
+between two independent halves of the oracles.
 """
 
 import zlib

@@ -5,7 +5,9 @@ Two models are as far apart on a part as their predictions for its entries (u, i
     D_ij = sqrt( mean_{(u, i)} (f_i - f_j)^2 ) / scale
 
 with the standard deviation of the retained ratings as the scale, or 1 for implicit feedback, whose
-target is 0 or 1. From there everything is as for classifiers: energies, exact tests, floors. What
+target is 0 or 1. From there everything is as for classifiers: energies, exact tests, floors; only
+that no floor is below `PRECISION`, since where there is one optimum all models are at it, and what
+is left between them is where each stopped. What
 the premises of a verdict call accuracy is
 
     explicit   the share of the variance of the ratings that is explained      chance 0: the mean
@@ -33,6 +35,7 @@ from jaxunlearn.data.rating_tasks import RatingTask
 from jaxunlearn.data.ratings import Ratings
 from jaxunlearn.scoring import Judge, summary
 
+PRECISION = 1e-3  # the smallest floor: a thousandth of a deviation is no difference to anybody
 PLACES = 20  # recommendations that are looked at
 _PEOPLE = 500  # at most so many affected users get recommendations, and so many others
 _PAIRS = 1000  # at least so many pairs are ranked on a part, and so many strangers attacked
@@ -113,9 +116,7 @@ def plan(task: RatingTask, rows: int, seed: int) -> Plan:
     }
     deviation = float(task.retained.value.astype(np.float64).std()) if explicit else 1.0
     strangers = _strangers(rng, task, met)
-    return Plan(
-        parts, strangers, people, held_out, explicit, deviation, (train.users, train.items)
-    )
+    return Plan(parts, strangers, people, held_out, explicit, deviation, (train.users, train.items))
 
 
 def _entries(task: RatingTask) -> dict[str, tuple[Ratings, str]]:
@@ -144,7 +145,7 @@ def _keys(entries: Ratings) -> np.ndarray:
 def _stranger(
     rng: np.random.Generator, fixed: np.ndarray, count: int, key: Any, met: np.ndarray
 ) -> np.ndarray:
-    """For each of `fixed` somebody of the other side, in [0, count), it never met; -1: found none."""
+    """For each of `fixed` one of the other side, in [0, count), it never met; -1: found none."""
     fixed = fixed.astype(np.int64)
     drawn = np.full(fixed.shape, -1, np.int64)
     for _ in range(64):
@@ -206,10 +207,19 @@ def judge(groups: list[Group], plan: Plan, settings: Any) -> Judge:
             continue
         together = np.concatenate([g.predictions[name] for g in groups])
         matrices[name] = audit.prediction_matrix(together, scale=plan.deviation or 1.0)
-        found = [quality(g, name, plan) for g in groups]
-        if all(each is not None for each in found):
+        found = [each for g in groups if (each := quality(g, name, plan)) is not None]
+        if found:  # of all groups, or of none
             accuracies[name] = np.concatenate(found)
-    return Judge(groups, matrices, accuracies, 0.0 if plan.explicit else 0.5, settings)
+    judged = Judge(groups, matrices, accuracies, 0.0 if plan.explicit else 0.5, settings)
+    if judged.floors is not None:
+        judged.floors = {name: _coarse(floor) for name, floor in judged.floors.items()}
+    return judged
+
+
+def _coarse(floor: audit.Floor) -> audit.Floor:
+    return floor._replace(
+        value=max(floor.value, PRECISION), resolution=max(floor.resolution, PRECISION)
+    )
 
 
 def quality(group: Group, part: str, plan: Plan) -> np.ndarray | None:
@@ -217,9 +227,7 @@ def quality(group: Group, part: str, plan: Plan) -> np.ndarray | None:
     entries = plan.parts[part]
     if not plan.explicit:
         return audit.pair_accuracy(group.predictions[part], group.others[part])
-    return audit.explained(
-        group.predictions[part], entries.value, variance=plan.deviation**2
-    )
+    return audit.explained(group.predictions[part], entries.value, variance=plan.deviation**2)
 
 
 class Metrics:
@@ -281,9 +289,9 @@ class Metrics:
             signals = self._signals(group, score, against)
             attack = None if signals is None else audit.entry_attack(*signals)
             values = {} if attack is None else attack._asdict()
-            found[f"{score}, {_AGAINST[against]}"] = (
-                {k: self.summary(v) for k, v in values.items()} or None
-            )
+            found[f"{score}, {_AGAINST[against]}"] = {
+                k: self.summary(v) for k, v in values.items()
+            } or None
         return found
 
     def _signals(self, group: Group, score: str, against: str) -> tuple[Any, Any] | None:

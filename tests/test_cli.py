@@ -18,7 +18,7 @@ from unittest import mock
 import jax
 import pytest
 
-from jaxunlearn import cli, compare, presets, results
+from jaxunlearn import cli, compare, compare_ratings, presets, rating_presets, results
 from jaxunlearn.cli import main, parser
 
 SMALL = ["--seeds", "3", "--oracles", "4", "--epochs", "4", "--methods", "ssd", "--rows", "100"]
@@ -115,7 +115,8 @@ def test_what_was_asked_is_in_the_results_and_asks_for_the_same_again(small):
     record = results.read(small[0] / "results.json").record
     words = shlex.split(record["command"])
     assert words[0] == "jaxunlearn"
-    again, asked = parser().parse_args(words[1:]), parser().parse_args(["compare", *SMALL])
+    again = parser().parse_args(words[1:])
+    asked = parser().parse_args(["compare", *SMALL, "--forget", "class:3"])  # the default
     assert vars(again) == vars(asked)
     assert record["settings"]["seeds"] == 3 and record["settings"]["recipe"]["epochs"] == 4
 
@@ -207,7 +208,67 @@ def test_the_defaults_are_those_of_the_library():
     )
     settings = compare.Settings(recipe, options.seeds, options.oracles, options.seed, options.rows)
     assert settings == compare.Settings()
-    assert (options.source, options.forget, options.methods) == ("digits", "class:3", None)
+    assert (options.source, options.forget, options.methods) == ("digits", None, None)
+    made = rating_presets.Factorisation(rank=options.rank, sweeps=options.sweeps)
+    assert made == rating_presets.Factorisation()
+    settings = compare_ratings.Settings(
+        made, options.seeds, options.oracles, options.seed, options.rows
+    )
+    assert settings == compare_ratings.Settings()
+
+
+def test_a_source_of_ratings_is_compared_as_a_recommender(monkeypatch, tmp_path, small):
+    seen = []
+
+    def again(task, methods, settings, *, say):
+        seen.append((task, methods, settings))
+        return results.read(small[0] / "results.json")
+
+    monkeypatch.setattr(compare, "compare", unreachable)
+    monkeypatch.setattr(compare_ratings, "compare", again)
+    words = """compare --source ratings --forget user:3 --rank 4 --regularisation 2 --sweeps 9
+        --seeds 5 --oracles 6 --seed 7 --rows 11 --methods retrain,als(mode='rows') --quiet
+        --out""".split()
+    assert run(*words, tmp_path) == 0
+    assert run("compare", "--source", "ratings:implicit", "--quiet", "--out", tmp_path) == 0
+    (task, methods, settings), (other, usual, implicit) = seen
+    assert (task.name, task.source.kind) == ("user:3", "explicit")
+    assert [each.label for each in methods] == ["retrain", "als(mode='rows')"]
+    recipe = rating_presets.Factorisation(4, 2.0, "explicit", 9)
+    assert settings == compare_ratings.Settings(recipe, 5, 6, 7, 11)
+    assert (other.name, implicit.recipe.feedback) == ("random:0.01:seed=0", "implicit")
+    assert usual == rating_presets.parse_methods(rating_presets.DEFAULT_METHODS)
+    asked = vars(parser().parse_args(words + ["out"]))
+    stored = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["command"]
+    assert "--feedback" not in stored and "--rank 8" in stored and "--model" not in stored
+    assert asked["forget"] == "user:3"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--source", "ratings", "--epochs", "3"], "--epochs is for classifiers, and ratings is f"),
+        (["--source", "ratings", "--learning-rate", "1"], "use --rank, --regularisation, --sweeps"),
+        (["--rank", "3"], "--rank is for recommenders, and digits is classified; leave it out"),
+        (["--sweeps", "3"], "--sweeps is for recommenders"),
+        (["--feedback", "ials"], "--feedback is for recommenders"),
+        (["--source", "ratings", "--feedback", "ials"], "'ials' does not fit ratings, whose feed"),
+        (["--source", "ratings", "--feedback", "x"], "feedback: 'x' is unknown"),
+        (["--source", "ratings", "--forget", "class:3"], "no kind 'class'"),
+        (["--source", "ratings", "--forget", "user:999"], "no user is called '999'"),
+        (["--source", "ratings", "--methods", "ssd"], "method: 'ssd' is unknown"),
+        (["--source", "rating"], "no ratings are called 'rating'. Did you mean 'ratings'"),
+        (["--source", "movielense"], "no ratings are called 'movielense'. Did you mean 'movielens"),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+def test_what_is_of_the_other_kind_is_refused_and_not_ignored(
+    capsys, never, monkeypatch, tmp_path, words, message
+):
+    monkeypatch.setattr(compare_ratings, "compare", unreachable)
+    said = refused(capsys, "compare", "--out", tmp_path, "--quiet", *words)
+    assert re.search(message, said), said
+    assert not list(tmp_path.iterdir())
 
 
 # --- Exit statuses ----------------------------------------------------------------------------
@@ -352,7 +413,8 @@ def test_a_learning_rate_is_a_finite_number_above_0(capsys, never, value):
 
 @pytest.mark.parametrize(
     ("option", "least"),
-    [("seeds", 2), ("oracles", 4), ("epochs", 0), ("batch-size", 1), ("rows", 1), ("seed", 0)],
+    [("seeds", 2), ("oracles", 4), ("epochs", 0), ("batch-size", 1), ("rows", 1), ("seed", 0)]
+    + [("rank", 1), ("sweeps", 1)],
 )
 @pytest.mark.parametrize("value", ["too few", "nan", "inf", "1.5", "1e3", "", "99999999999", "x"])
 def test_a_count_is_an_integer_that_is_large_enough(capsys, never, option, least, value):
@@ -439,6 +501,14 @@ def test_help_lists_every_option_with_its_default(capsys):
     for option in vars(parser().parse_args(["compare"])):
         assert option == "command" or f"--{option.replace('_', '-')}" in out
     assert "(default: 16)" in " ".join(out.split())
+
+
+def test_methods_for_ratings_are_listed_and_shown(capsys):
+    assert run("methods") == 0
+    listed = capsys.readouterr().out.partition("For ratings:")[2]
+    assert all(re.search(rf"^  {name} ", listed, re.M) for name in rating_presets.METHODS)
+    assert run("methods", "als") == 0
+    assert "mode='converged'" in capsys.readouterr().out
 
 
 # --- Devices ----------------------------------------------------------------------------------

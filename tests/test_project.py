@@ -77,7 +77,10 @@ def reaches(imported: set[str], target: str) -> bool:
 def forbidden_imports(name: str, source: str, package: bool = False) -> list[str]:
     """The arrows of docs/design.md that a module breaks, in words."""
     imported = imports(name, source, package)
-    places = {part: f"jaxunlearn.{part}" for part in ("audit", "methods", "compare", "cli")}
+    places = {
+        part: f"jaxunlearn.{part}"
+        for part in ("audit", "methods", "compare", "compare_ratings", "cli")
+    }
     broken = []
 
     def forbid(target: str, reason: str) -> None:
@@ -87,8 +90,10 @@ def forbidden_imports(name: str, source: str, package: bool = False) -> list[str
     top = name.split(".")[1] if "." in name else ""
     if top not in ("cli", "__main__"):
         forbid(places["cli"], "the command line is on top; nothing imports it")
-    if top not in ("cli", "__main__", "compare", ""):
+    if top not in ("cli", "__main__", "compare", "compare_ratings", ""):
         forbid(places["compare"], "compare stands above the library")
+    if top not in ("cli", "__main__", "compare_ratings", ""):
+        forbid(places["compare_ratings"], "compare stands above the library")
     if top == "audit":
         forbid(places["methods"], "an audit must not know what it judges")
     if top == "methods":
@@ -120,6 +125,7 @@ def test_each_module_imports_only_what_lies_below_it(name):
         ("jaxunlearn.training", "def f():\n    from flax import nnx", "only model.py"),
         ("jaxunlearn.training", "from . import cli", "nothing imports it"),
         ("jaxunlearn.method", "from .compare import compare", "above the library"),
+        ("jaxunlearn.compare", "from . import compare_ratings", "above the library"),
         ("jaxunlearn.data.sources", "import tensorflow as tf", "not a dependency"),
     ],
 )

@@ -58,7 +58,7 @@ def tradeoff(record: Mapping[str, Any]) -> str | None:
 
 
 def accuracies(record: Mapping[str, Any]) -> str | None:
-    """The main metric of every row on every part, the oracle's value as a line; None without rows."""
+    """The main metric of every row on every part, the oracle's as a line; None without rows."""
     rows = lines(record)
     if not rows:
         return None

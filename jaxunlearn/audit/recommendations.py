@@ -53,9 +53,7 @@ def rmse(predictions: ArrayLike, ratings: ArrayLike) -> np.ndarray | None:
     return np.sqrt(((f - r[None]) ** 2).mean(axis=1)) if r.size else None
 
 
-def explained(
-    predictions: ArrayLike, ratings: ArrayLike, *, variance: float
-) -> np.ndarray | None:
+def explained(predictions: ArrayLike, ratings: ArrayLike, *, variance: float) -> np.ndarray | None:
     """Mean squared error as a share of the variance of all ratings, taken from 1.
 
         1 - mean (r - f)^2 / variance

@@ -119,7 +119,8 @@ def _found(record: Mapping[str, Any]) -> str:
         "from retraining on data that should have stayed (retain, adjacent, test), in recipe "
         "floors; up to 1 is what an innocent change of the training recipe does. Time is a share "
         "of retraining (in seconds where retrain was not among the methods). The aim on forget "
-        f"data is no extreme of {escape(main.title)} but the oracle's value. {escape(floors_sentence(record))}</p>"
+        f"data is no extreme of {escape(main.title)} but the oracle's value. "
+        f"{escape(floors_sentence(record))}</p>"
     )
 
 

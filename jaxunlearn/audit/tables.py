@@ -216,11 +216,13 @@ def table(record: Mapping[str, Any], width: int = 116) -> str:
     measured = [part for part in _TABLE_PARTS if part in record["parts"]]
     names = {"original": "originals", "oracle": "oracles (true retrainings)"}
     sized = ", ".join(f"{row.models} {names[row.role]}" for row in rows if row.role in names)
+    unit = " in %" if main.unit == "%" else ""
     legend = (
-        f"{sized}. {_upper(main.title)}{' in %' if main.unit == '%' else ''} with half its 95 % "
-        "interval over models. Gap closed on forget data: 1 = as near to true retraining as a retraining, 0 = as far as the original. "
-        "Collateral: largest distance from retraining on data that should have stayed, in recipe "
-        "floors (up to 1 is what an innocent change of the recipe does). Time: share of retraining."
+        f"{sized}. {_upper(main.title)}{unit} with half its 95 % interval over models. Gap closed "
+        "on forget data: 1 = as near to true retraining as a retraining, 0 = as far as the "
+        "original. Collateral: largest distance from retraining on data that should have stayed, "
+        "in recipe floors (up to 1 is what an innocent change of the recipe does). Time: share of "
+        "retraining."
     )
     legend += f" {main.premise}" if main.premise else ""
     body = _fitting(rows, measured, width, main)
@@ -238,9 +240,7 @@ def _upper(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _fitting(
-    rows: Sequence[Line], measured: Sequence[str], width: int, main: Column
-) -> list[str]:
+def _fitting(rows: Sequence[Line], measured: Sequence[str], width: int, main: Column) -> list[str]:
     """The roomiest layout that fits; the narrowest where none does."""
     longest = max((len(row.label) for row in rows), default=0)
     body: list[str] = []

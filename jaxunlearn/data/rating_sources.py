@@ -118,11 +118,11 @@ class RatingSource:
 
 
 def is_rating_source(name: str) -> bool:
-    """Whether `load_ratings`, rather than `load`, is meant to know the name; typing errors forgiven.
+    """Whether `load_ratings`, not `load`, is meant to know the name; typing errors are forgiven.
 
     Example:
-      >>> [is_rating_source(name) for name in ("movielens:1m", "rating", "tfds:movielens/1", "mnist")]
-      [True, True, True, False]
+      >>> [is_rating_source(name) for name in ("movielens:1m", "rating", "mnist")]
+      [True, True, False]
     """
     base, _, which = name.partition(":")
     if base == "tfds":

@@ -13,6 +13,9 @@ Taking variables S out of the matrix (G gets zeros there) needs no data:
 
     P' = P - P_S P_SS^-1 P_S^T,      and 1 / lambda on the diagonal at S.
 
+That is the block inverse of `principal`, where variables come and go and the matrix stays; here
+the variables stay, and the matrix changes by terms of low rank.
+
 Woodbury (1950), Memorandum Report 42, Princeton; Golub and Van Loan (2013), section 2.1.4.
 """
 
@@ -21,6 +24,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxunlearn.linalg import principal
 from jaxunlearn.linalg.batching import one_by_one
 from jaxunlearn.linalg.solution import Solved
 from jaxunlearn.typing import Array
@@ -152,11 +156,7 @@ def without(
     p = len(kept.gram)
     gone = jnp.zeros(p, bool).at[places].max(valid)
     stays = (~gone).astype(kept.gram.dtype)
-    v = jnp.where(valid[None], kept.inverse[:, places], 0)
-    block = jnp.where(valid[:, None], v[places], 0) + jnp.diag((~valid).astype(v.dtype))
-    lower = one_by_one(jnp.linalg.cholesky)((block + block.T) / 2)
-    w = one_by_one(_forward)(lower, v.T).T
-    inverse = (kept.inverse - _outer(w)) * stays[:, None] * stays[None]
+    inverse, _ = principal.remove(kept.inverse, places, valid)  # no factor: the residual will tell
     inverse = inverse + jnp.diag((1 - stays) / regularisation)
     gram = kept.gram * stays[:, None] * stays[None]
     changed = kept._replace(gram=gram, inverse=inverse, status=jnp.int32(Solved.CONVERGED))

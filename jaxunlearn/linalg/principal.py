@@ -9,6 +9,9 @@ Both are the block inverse, read in one direction and in the other, so that what
 gained again gives G back. M is symmetric and positive definite on S; C and G_FF are then too, and a
 Cholesky factor W W^T of either makes the change V V^T of one thin triangular solve. Banachiewicz
 (1937); Golub and Van Loan (2013), "Matrix Computations", section 2.1.4.
+
+The matrix stays and its variables come and go. Where the variables stay and the matrix changes by
+terms of low rank, see `kept_inverse`, which drops variables by `remove`, and `woodbury`.
 """
 
 import jax

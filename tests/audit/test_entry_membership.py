@@ -1,4 +1,4 @@
-"""The attack on single entries: signals by hand, planted leaks found, and none where there is none."""
+"""The attack on single entries: signals by hand, planted leaks found, none where none is."""
 
 import numpy as np
 import pytest

@@ -39,6 +39,7 @@ def made(error=1e-14, slow=False, dtypes=("float64", "float32")):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_tiny_run_writes_a_record_that_becomes_a_section(tmp_path, capsys):
     options = ["--items", "80", "--dtypes", "float64", "--repeats", "2", "--out", str(tmp_path)]
     assert autoencoder.main(options) == 0

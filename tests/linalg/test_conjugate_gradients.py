@@ -123,3 +123,39 @@ def test_the_host_loop_is_the_same_loop_and_the_solver_can_be_vmapped():
 def test_a_limit_out_of_range_is_refused(options):
     with pytest.raises(ValueError, match="expected tolerance > 0 and iterations >= 1, got"):
         conjugate_gradients(product(jnp.eye(1)), jnp.ones(1), **options)
+
+
+def test_a_preconditioner_changes_the_road_and_not_the_end(x64):
+    """Badly scaled unknowns: their diagonal makes of 8 eigenvalues nearly one."""
+    scales = 10.0 ** jnp.arange(-3, 5)
+    a, b = scales[:, None] * (jnp.eye(8) + 0.01) * scales[None], jnp.arange(1.0, 9)
+    plain = conjugate_gradients(product(a), b, tolerance=1e-9, iterations=8)
+    better = conjugate_gradients(
+        product(a), b, tolerance=1e-9, iterations=8, precondition=lambda v: v / jnp.diag(a)
+    )
+    assert plain.status == Solved.EXHAUSTED and better.status == Solved.CONVERGED
+    assert better.iterations <= 3
+    np.testing.assert_allclose(better.x, np.linalg.solve(a, b), rtol=1e-6)
+    true = np.linalg.norm(b - a @ better.x) / np.linalg.norm(b)
+    np.testing.assert_allclose(better.residual, true, rtol=1e-6)
+
+
+def test_the_inverse_as_the_preconditioner_needs_one_iteration(x64):
+    a, b = matrix(0.01, 1, 2, 5, 9), {"x": jnp.arange(5.0)}
+    inverse = jnp.linalg.inv(a)
+    out = conjugate_gradients(
+        lambda v: {"x": a @ v["x"]},
+        b,
+        tolerance=1e-9,
+        precondition=lambda v: {"x": inverse @ v["x"]},
+    )
+    assert out.iterations == 1 and out.status == Solved.CONVERGED
+
+
+def test_the_tolerance_may_be_traced_and_then_decides_as_it_would_outside(x64):
+    a, b = matrix(0.1, 1, 2, 5, 9), jnp.arange(5.0)
+    solve = jax.jit(lambda level: conjugate_gradients(product(a), b, tolerance=level))
+    for level in (0.9, 1e-10):
+        inside, outside = solve(level), conjugate_gradients(product(a), b, tolerance=level)
+        assert inside.iterations == outside.iterations and inside.residual <= level
+    assert solve(0.9).iterations < solve(1e-10).iterations

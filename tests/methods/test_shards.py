@@ -24,6 +24,7 @@ from jaxunlearn.manifest import CheckpointError, read_manifest
 from jaxunlearn.methods.exact import shard_ledger as ledger
 from jaxunlearn.methods.exact.shard_ledger import DamagedStageWarning
 from jaxunlearn.methods.exact.shard_plan import expected_cost, hashes, seed_of, stages
+from jaxunlearn.methods.exact.shard_rows import pad
 from jaxunlearn.methods.exact.shard_runs import stage_runs
 from jaxunlearn.methods.exact.shard_trainer import Trainer, gradient_trainer
 from jaxunlearn.methods.exact.shards import shards, vote
@@ -96,17 +97,17 @@ def test_forgetting_equals_never_having_learnt_bit_for_bit(copy, whole, never):
 
 
 def test_with_lanes_side_by_side_the_bits_are_those_of_never_having_learnt_too(tmp_path):
-    lanes = {"num_shards": 3, "num_slices": 2, "together": 2, "batch_size": 32}
+    lanes, few = {"num_shards": 3, "num_slices": 2, "together": 2}, columns(24)
     made = learner(tmp_path / "a", **lanes)
-    state, info = made.learn(made.init(KEY), columns())
+    state, info = made.learn(made.init(KEY), few)
     assert set(info.stages) == {(s, r) for s in range(3) for r in range(1, 3)}
-    alone, _ = run(tmp_path / "c", columns(), **lanes | {"together": 1})
+    alone, _ = run(tmp_path / "c", few, **lanes | {"together": 1})
     np.testing.assert_allclose(
         state.states.fit.params, alone.states.fit.params, rtol=1e-4, atol=1e-5
     )
     state, info = made.forget(state, [IDS[0]])
     assert len({s for s, _ in info.stages}) == 1
-    assert bits(state) == bits(run(tmp_path / "b", without(columns(), IDS[:1]), **lanes)[0])
+    assert bits(state) == bits(run(tmp_path / "b", without(few, IDS[:1]), **lanes)[0])
 
 
 def test_learning_in_parts_and_in_any_order_equals_learning_at_once(tmp_path, whole):
@@ -132,7 +133,7 @@ def test_a_shard_is_the_training_of_its_slices_one_after_the_other(whole):
     assert [len(s.rows) for s in plan[0]] == [len(plan[0][0].rows), 48]
     tx, loss = optax.adam(0.1), model().loss
     how = gradient_trainer(model(), tx, epochs=1)
-    state = how.init(KEY)
+    state, train = how.init(KEY), jax.jit(how.train)
     params, opt = state.fit.params, tx.init(state.fit.params)
 
     @jax.jit
@@ -143,8 +144,9 @@ def test_a_shard_is_the_training_of_its_slices_one_after_the_other(whole):
 
     for stage in plan[0]:
         # One batch an epoch: the order of the rows cannot matter beyond rounding.
-        arrays = {k: jnp.asarray(data[k][stage.rows]) for k in ("x", "y", "weight")}
-        state = jax.jit(how.train)(state, InMemory(arrays, len(stage.rows)), KEY)
+        arrays = {k: data[k][stage.rows] for k in ("x", "y", "weight")}
+        padded = {k: jnp.asarray(pad(column, 48)) for k, column in arrays.items()}
+        state = train(state, InMemory(padded, 48), KEY)
         params, opt = step(params, opt, arrays)
     np.testing.assert_allclose(state.fit.params, params, rtol=1e-5, atol=1e-6)
     assert int(optax.tree.get(state.fit.opt_state, "count")) == 2
@@ -226,18 +228,19 @@ def test_a_forgotten_id_stays_out(copy, whole, never):
 
 def test_a_deletion_at_a_time_until_nothing_is_left(tmp_path):
     """Batches, slices and shards run empty one after another: no NaN, no step for nothing."""
-    data = without(columns(16), ())
+    data = columns(10)
     made = learner(tmp_path)
+    predict = jax.jit(made.predict)
     state, _ = made.learn(made.init(KEY), data)
     for i, x in enumerate(data["id"]):
         state, info = made.forget(state, [x])
-        p = np.asarray(made.predict(state, {"x": data["x"]}))
+        p = np.asarray(predict(state, {"x": data["x"]}))
         np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-5)
         alive = [ids for path in stage_paths(tmp_path) if (ids := known(path))]
         assert all(x not in ids for ids in alive) and len(alive) <= 6
         assert len(os.listdir(tmp_path / "forgotten")) == 1
-        if i == 9:
-            left = {k: v[10:] for k, v in data.items()}
+        if i == 5:
+            left = {k: v[6:] for k, v in data.items()}
             assert bits(state) == bits(run(tmp_path / "fresh", left)[0])
             shutil.rmtree(tmp_path / "fresh")
     assert not state.voting.any() and info.full == info.cost == 0
@@ -255,11 +258,12 @@ def test_rows_of_weight_0_are_padding(tmp_path, whole):
 
 
 def test_shards_vote_by_mean_softmax_or_by_majority():
-    logits = jnp.log(jnp.array([[[0.6, 0.4]], [[0.6, 0.4]], [[0.05, 0.95]], [[0.9, 0.1]]]))
-    voting = jnp.array([True, True, True, False])
-    np.testing.assert_allclose(vote(logits, voting, "mean"), [[1.25 / 3, 1.75 / 3]], rtol=1e-6)
-    np.testing.assert_allclose(vote(logits, voting, "majority"), [[2 / 3, 1 / 3]], rtol=1e-6)
-    np.testing.assert_allclose(vote(logits, jnp.zeros(4, bool), "mean"), [[0.5, 0.5]])
+    share = [[[0.6, 0.4]], [[0.6, 0.4]], [[0.05, 0.95]], [[0.9, 0.1]]]
+    logits, voting = np.log(np.float32(share)), np.array([True, True, True, False])
+    of = jax.jit(vote, static_argnums=2)
+    np.testing.assert_allclose(of(logits, voting, "mean"), [[1.25 / 3, 1.75 / 3]], rtol=1e-6)
+    np.testing.assert_allclose(of(logits, voting, "majority"), [[2 / 3, 1 / 3]], rtol=1e-6)
+    np.testing.assert_allclose(of(logits, np.zeros(4, bool), "mean"), [[0.5, 0.5]])
 
 
 def test_predict_is_traceable_and_learn_says_why_it_is_not(whole, copy):
@@ -271,31 +275,45 @@ def test_predict_is_traceable_and_learn_says_why_it_is_not(whole, copy):
         jax.jit(lambda state: made.forget(state, IDS)[0].voting)(whole[1])
 
 
-def test_any_three_functions_are_a_trainer(tmp_path):
-    """Class means in closed form: a deletion is a mean without the row."""
+def class_means(factor=1.0) -> Trainer:
+    """A trainer in closed form: a mean of the rows of each class, times a constant."""
 
     def train(state, data, key):
         w = data["weight"][:, None] * jax.nn.one_hot(data["y"], 3)
-        return {"means": (w.T @ data["x"]) / jnp.maximum(w.sum(axis=0), 1)[:, None]}
+        means = (w.T @ data["x"]) / jnp.maximum(w.sum(axis=0), 1)[:, None]
+        return {"means": factor * means}
 
-    means = Trainer(
+    return Trainer(
         init=lambda key: {"means": jnp.zeros((3, 4))},
         train=train,
         outputs=lambda state, b: b["x"] @ state["means"].T,
         diverged=lambda state: ~jnp.isfinite(state["means"]).all(),
     )
-    made = shards(means, tmp_path, num_shards=1, num_slices=2, batch_size=16)
+
+
+def test_any_three_functions_are_a_trainer(tmp_path):
+    """Class means in closed form: a deletion is a mean without the row."""
+    made = shards(class_means(), tmp_path, num_shards=1, num_slices=2, batch_size=16)
     state, _ = made.forget(made.learn(made.init(KEY), columns())[0], IDS)
     left = without(columns(), IDS)
     by_hand = [left["x"][left["y"] == c].mean(axis=0) for c in range(3)]
     np.testing.assert_allclose(state.states["means"][0], by_hand, rtol=1e-5, atol=1e-6)
 
 
-def test_a_stage_that_diverges_is_not_stored_and_its_request_is_kept(copy, whole, tmp_path):
-    wild = gradient_trainer(model(), optax.sgd(jnp.inf), epochs=1)
+def test_a_stage_that_diverges_is_not_stored_and_what_was_asked_is_kept(tmp_path):
+    """Rows so large that the loss overflows, then a request that finds no way to be met."""
+    data = columns()
     with pytest.raises(FloatingPointError, match="shard 0 diverged in slice 1; .*Lower the learn"):
-        run(tmp_path / "wild", columns(), how=wild)
-    assert stage_paths(tmp_path / "wild") == []
+        run(tmp_path, data | {"x": np.float32(1e38) * data["x"]})
+    assert stage_paths(tmp_path) == []
+    made = learner(tmp_path)
+    state, _ = made.learn(made.init(KEY), data)
+    huge = {name: column.copy() for name, column in state.columns.items()}
+    huge["x"][huge["id"] == 104] = 3e38
+    with pytest.raises(FloatingPointError, match="requests to forget stay written down"):
+        made.forget(state._replace(columns=huge), [111])
+    assert ledger.forgotten(tmp_path) == {111}
+    assert not any(111 in known(path) for path in stage_paths(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -393,11 +411,13 @@ def test_defect_1_every_value_of_every_row_is_in_the_names_of_the_stages_that_sa
     assert len(same) < 5 if what == "id" else len(same) == 4
 
 
-def test_defect_1_another_rate_in_the_same_directory_is_trained_anew(copy, whole, tmp_path):
-    state, info = run(copy, columns(), how=trainer(rate=0.2))
+def test_defect_1_another_constant_in_the_same_directory_is_trained_anew(tmp_path):
+    one, other = class_means(), class_means(1.001)
+    before, _ = run(tmp_path / "d", columns(), how=one)
+    state, info = run(tmp_path / "d", columns(), how=other)
     assert info.cost == 1
-    assert bits(state) == bits(run(tmp_path / "e", columns(), how=trainer(rate=0.2))[0])
-    assert bits(state) != bits(whole[1])
+    assert bits(state) == bits(run(tmp_path / "e", columns(), how=other)[0])
+    assert bits(state) != bits(before)
 
 
 def test_a_run_that_was_complete_trains_nothing(copy, whole):
@@ -428,30 +448,49 @@ class Bomb:
         return os._exit, (1,)
 
 
-def test_defect_3_a_resumed_stage_starts_from_optimiser_state_and_key_of_its_own(copy, whole):
-    last = [p for p in stage_paths(copy) if p.name.startswith("slice-003")]
-    for path in last:
-        shutil.rmtree(path)
-    state, info = run(copy, columns())
+def test_defect_3_a_resumed_stage_starts_from_optimiser_state_and_key_of_its_own(
+    copy, whole, monkeypatch
+):
+    def resumed():
+        for path in stage_paths(copy):
+            if path.name.startswith("slice-003"):
+                shutil.rmtree(path)
+        return run(copy, columns())
+
+    state, info = resumed()
     assert info.stages == ((0, 3), (1, 3)) and bits(state) == bits(whole[1])
-    # Control: the same with the moments of Adam forgotten, as the published code does it.
-    how = trainer()
 
-    def amnesiac(state, data, key):
-        fit = state.fit
-        state = state._replace(fit=fit._replace(opt_state=optax.adam(0.1).init(fit.params)))
-        return how.train(state, data, key)
+    def amnesiac(*args, original=ledger.load_stage):
+        """Control: the moments of Adam are forgotten, as in the published code."""
+        if (found := original(*args)) is None:
+            return None
+        moments = jax.tree.map(np.zeros_like, found.fit.opt_state)
+        return found._replace(fit=found.fit._replace(opt_state=moments))
 
-    assert bits(run(copy, columns(), how=how._replace(train=amnesiac))[0]) != bits(whole[1])
+    monkeypatch.setattr(ledger, "load_stage", amnesiac)
+    state, info = resumed()
+    assert info.stages == ((0, 3), (1, 3)) and bits(state) != bits(whole[1])
+
+
+def test_every_stage_draws_from_a_key_of_its_own(tmp_path):
+    drawn = Trainer(
+        init=lambda key: {"u": jax.random.uniform(key)},
+        train=lambda state, data, key: {"u": jax.random.uniform(key)},
+        outputs=lambda state, b: b["x"],
+        diverged=lambda state: jnp.isnan(state["u"]),
+    )
+    run(tmp_path, columns(), how=drawn)
+    found = [ledger.load_stage(p, {"u": np.float32(0)}) for p in stage_paths(tmp_path)]
+    assert len({float(stage["u"]) for stage in found}) == len(found) == 6
 
 
 def test_defect_4_no_batch_is_empty_and_none_is_counted(tmp_path):
-    """Of 3 x 8 rows all but one of a batch are forgotten: steps follow the rows that are left."""
+    """Of 2 x 16 rows all but one of a batch are forgotten: steps follow the rows that are left."""
     one = {"num_shards": 1, "num_slices": 1}
-    made = learner(tmp_path, batch_size=8, **one)
-    state, _ = made.learn(made.init(KEY), columns(24))
-    assert int(optax.tree.get(state.states.fit.opt_state, "count")[0]) == 2 * 3
-    for left, steps in ((17, 3), (16, 2), (9, 2)):
+    made = learner(tmp_path, **one)
+    state, _ = made.learn(made.init(KEY), columns(32))
+    assert int(optax.tree.get(state.states.fit.opt_state, "count")[0]) == 2 * 2
+    for left, steps in ((17, 2), (16, 1), (9, 1)):
         gone = state.columns["id"][: len(state.columns["id"]) - left]
         state, _ = made.forget(state, gone)
         assert int(optax.tree.get(state.states.fit.opt_state, "count")[0]) == 2 * steps
@@ -466,10 +505,10 @@ def test_all_batches_but_the_last_are_full_whatever_the_padding():
         init=lambda key: jnp.zeros(19),
     )
     how = gradient_trainer(linear, optax.sgd(1.0), epochs=1)
-    weight = (jnp.arange(24) < 19).astype(jnp.float32)
-    data = InMemory({"x": jnp.eye(24, 19), "weight": weight}, 8)
+    weight = jnp.asarray(np.arange(24) < 19, jnp.float32)
+    data = InMemory({"x": jnp.asarray(np.eye(24, 19, dtype=np.float32)), "weight": weight}, 8)
     moved = -jax.jit(how.train)(how.init(KEY), data, KEY).fit.params
-    np.testing.assert_allclose(sorted(moved), [1 / 8] * 16 + [1 / 3] * 3, rtol=1e-6)
+    np.testing.assert_allclose(np.sort(np.asarray(moved)), [1 / 8] * 16 + [1 / 3] * 3, rtol=1e-6)
 
 
 def test_after_a_deletion_nothing_on_disk_knows_the_rows(copy, whole, tmp_path):
@@ -489,6 +528,12 @@ def test_after_a_deletion_nothing_on_disk_knows_the_rows(copy, whole, tmp_path):
     for path in stage_paths(copy):
         assert not known(path) & set(IDS) and not hashes_of(path) & old
     assert not any("tmp" in name for name in names(copy))
+
+
+def test_a_stage_that_cannot_say_what_it_knows_is_removed_with_those_that_know(copy):
+    (stage_paths(copy)[0] / "manifest.json").write_text("{}")
+    assert ledger.remove_forgotten(copy, frozenset([999])) == 1
+    assert len(stage_paths(copy)) == 5
 
 
 def test_a_damaged_request_is_an_error_and_never_ignored(copy, whole):

@@ -197,6 +197,7 @@ def als(
         solver_tolerance = 1e-5 if dtype == jnp.float32 else 1e-12
     objective_rule = feedback_of(feedback, regularisation, exponent, alpha, unobserved, biases)
     how = Solver(solver, int(steps), float(solver_tolerance), int(block))
+    how = EXACT if solver == "cholesky" else how  # equal rules share compiled programs
     rule = Rule(objective_rule, how, mesh)
     exactly = rule._replace(solver=EXACT)
 
@@ -279,15 +280,18 @@ def als(
             mine = place < len(order)
             mine[mine] = wanted[order[place[mine]]] == u[mine]
             table[order[place[mine]], i[mine]] = -np.inf
+        table = np.pad(
+            table, ((0, 0), (0, max(0, count - table.shape[1]))), constant_values=-np.inf
+        )
         best = np.argsort(-table, axis=1, kind="stable")[:, :count]
         scores = np.take_along_axis(table, best, axis=1)
         return np.where(np.isfinite(scores), best, -1), scores
 
     def objective(state: ALSState) -> Array:
-        return measured(state, rule)[0]
+        return measured(state, exactly)[0]
 
     def gradient(state: ALSState) -> Array:
-        return measured(state, rule)[1]
+        return measured(state, exactly)[1]
 
     def compact(state: ALSState) -> ALSState:
         kept = np.asarray(state.entries.weight)[:-1] > 0
@@ -445,8 +449,8 @@ def _without(
 
 
 def _mean(value: np.ndarray, weight: np.ndarray) -> float:
-    weight = weight.astype(np.float64)
-    return float(weight @ value / max(weight.sum(), 1))
+    kept = value[weight > 0].astype(np.float64)
+    return float(kept.sum() / max(len(kept), 1))
 
 
 def _placed(side: tuple[Rectangle, ...], mesh: Mesh | None) -> tuple[Rectangle, ...]:

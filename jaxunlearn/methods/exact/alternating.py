@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxunlearn.data.streams import is_traced
 from jaxunlearn.linalg.solution import Solved
 from jaxunlearn.methods.exact.feedback import Feedback
-from jaxunlearn.methods.exact.joint_newton import Side, Step, newton_step
+from jaxunlearn.methods.exact.joint_newton import Blocks, Side, Step, blocks, newton_step
 from jaxunlearn.methods.exact.rating_rows import Rectangle
 from jaxunlearn.methods.exact.row_passes import Beside, Entries, Problem, gradients
 from jaxunlearn.methods.exact.row_solves import Solver, half_sweep
@@ -31,6 +32,7 @@ EXACT = Solver("cholesky", 1, 0.0, 1)
 _ENTRIES_AT_ONCE = 1 << 15
 _PRODUCTS = 200  # of a Newton step, at most
 _LEAST_DAMPING = 1e-4  # below it there is none
+_STALE = 0.02  # relative movement of the items after which inverses are made anew
 _SMALLEST_STEP = 0.2  # of a Newton step, before it is dropped
 
 
@@ -104,14 +106,28 @@ def sweep_rows(state: ALSState, users: Array, items: Array, rule: Rule) -> Swept
     return Swept(here, after, second.gradient, measured, fall, singular)
 
 
+def _sides(state: ALSState) -> tuple[Side, Side]:
+    return (
+        Side(state.user, state.user_count, state.users),
+        Side(state.item, state.item_count, state.items),
+    )
+
+
 @partial(jax.jit, static_argnames="rule")
-def _newton(state: ALSState, tolerance: Array, damping: Array, rule: Rule) -> Step:
+def _blocks(state: ALSState, rule: Rule) -> Blocks:
+    return blocks(
+        rule.problem, state.entries, *_sides(state), lambda factors: rule.view(factors, state.mean)
+    )
+
+
+@partial(jax.jit, static_argnames="rule")
+def _newton(state: ALSState, inverse: Blocks, tolerance: Array, damping: Array, rule: Rule) -> Step:
     return newton_step(
         rule.problem,
         state.entries,
-        Side(state.user, state.user_count, state.users),
-        Side(state.item, state.item_count, state.items),
+        *_sides(state),
         lambda factors: rule.view(factors, state.mean),
+        inverse,
         tolerance,
         damping,
         iterations=_PRODUCTS,
@@ -167,12 +183,16 @@ def swept(state: ALSState, rule: Rule) -> Swept:
     Raises:
       ValueError: a row has no unique solution.
     """
-    everyone = jnp.ones(len(state.user), bool), jnp.ones(len(state.item), bool)
-    return unless_singular(sweep_rows(state, *everyone, rule))
+    return unless_singular(sweep_rows(state, *everyone(state), rule))
+
+
+def everyone(state: ALSState) -> tuple[Array, Array]:
+    """Masks of all users and all items."""
+    return jnp.ones(len(state.user), bool), jnp.ones(len(state.item), bool)
 
 
 def unless_singular(found: Swept) -> Swept:
-    if count := int(found.singular):
+    if not is_traced(found.singular) and (count := int(found.singular)):
         raise ValueError(
             f"als: {count} rows have no unique solution: they have fewer ratings than factors, and "
             "nothing regularises them. Give a regularisation > 0, or fewer factors."
@@ -200,7 +220,7 @@ def alternate(
         if gradient <= bound and rule.solver.name == "cholesky":
             return found.here, done._replace(converged=True)
         if gradient <= bound:  # users were not solved exactly: look at both sides
-            gradient = float(measured(state, rule)[1])
+            gradient = float(measured(state, rule._replace(solver=EXACT))[1])
             if gradient <= bound:
                 return state, done._replace(gradient=gradient, converged=True)
     return state, done
@@ -228,17 +248,20 @@ def polish(
     """Exact sweeps, after `warm` of them with Newton steps between, until the gradient is small."""
     rule = rule._replace(solver=EXACT)
     done, first, trial, damping = Progress(), math.nan, None, 0.1
+    inverse, at = None, state.item
     while done.sweeps < sweeps:
-        found = swept(state, rule)
+        daring = trial is not None and trial.share >= _SMALLEST_STEP
+        found = _attempted(state, rule) if daring else swept(state, rule)
         done = done._replace(sweeps=done.sweeps + 1)
         if trial is not None:
             fell = float(trial.start.objective - found.measured) / (trial.promised or 1.0)
-            whole, noise = trial.share == 1, _rounding(found.measured) / (trial.promised or 1.0)
+            noise = _rounding(trial.start.objective) / (trial.promised or 1.0)
+            whole = trial.share == 1
             if whole and fell < 0.25 - noise:
                 damping = 4 * max(damping, _LEAST_DAMPING)
             elif whole and fell > 0.75:
                 damping = damping / 4 if damping >= 4 * _LEAST_DAMPING else 0.0
-            if fell < -noise and trial.share >= _SMALLEST_STEP:
+            if daring and fell < -noise:
                 trial = trial._replace(share=trial.share / 2)
                 state = trial.state
                 continue
@@ -250,16 +273,31 @@ def polish(
         if done.sweeps < warm:
             continue
         first = gradient if math.isnan(first) else first
-        wanted = max(0.3 * bound / gradient, min(0.3, 0.3 * (gradient / first) ** 0.5))
-        dtype = state.item.dtype
-        step = _newton(found.here, jnp.asarray(wanted, dtype), jnp.asarray(damping, dtype), rule)
+        wanted = max(0.3 * bound / gradient, 0.1 * min(1.0, gradient / first) ** 0.5)
+        wanted, by = (jnp.asarray(a, state.item.dtype) for a in (min(wanted, 0.3), damping))
+        here = found.here
+        if inverse is None or _moved(here.item, at) > _STALE:
+            inverse, at = _blocks(here, rule), here.item
+        step = _newton(here, inverse, wanted, by, rule)
         if int(step.status) == Solved.INDEFINITE:
             damping = 4 * max(damping, _LEAST_DAMPING)
         products = done.products + int(step.iterations)
         done = done._replace(newton_steps=done.newton_steps + 1, products=products)
-        trial = _Trial(found.here, found.after, step.direction, float(step.promised), 1.0)
+        trial = _Trial(here, found.after, step.direction, float(step.promised), 1.0)
         state = trial.state
     return (state if trial is None else trial.plain), done
+
+
+def _attempted(state: ALSState, rule: Rule) -> Swept:
+    """A full sweep from a trial: a row without a solution is one more reason not to go there."""
+    found = sweep_rows(state, *everyone(state), rule)
+    lost = (found.singular > 0) | ~jnp.isfinite(found.measured)
+    return found._replace(measured=jnp.where(lost, jnp.inf, found.measured))
+
+
+def _moved(factors: Array, since: Array) -> float:
+    """|Q - Q_0| / |Q_0|."""
+    return float(jnp.linalg.norm(factors - since) / jnp.maximum(jnp.linalg.norm(since), 1e-30))
 
 
 def _rounding(objective: Array) -> float:

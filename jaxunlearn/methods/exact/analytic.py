@@ -146,8 +146,8 @@ def analytic_head(
     | "inverse"  | 4 n d^2; d^3 if n >= d    | none         | watched, and made anew   | no       |
 
     Cost: as above, independent of how many examples were ever learnt; memory 2 d^2 numbers for the
-    Gram (pairs), d^2 for the factor, 3 d^2 for the inverse. Data on several devices: each learns
-    its rows, then `reduce`.
+    Gram (pairs; 5 d^2 more while its head is solved), d^2 for the factor, 3 d^2 for the inverse.
+    Data on several devices: each learns its rows, then `reduce`.
 
     Source: arXiv:2505.12239 (a reconstruction), AIR arXiv:2408.10349; departures in the module.
 

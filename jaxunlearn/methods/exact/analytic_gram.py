@@ -142,6 +142,7 @@ def emptied(state: GramState, removed: Array) -> tuple[GramState, Array]:
     return state._replace(gram=gram, cross=cross), good
 
 
+@partial(jax.jit, static_argnames="gamma")
 def definite(state: GramState, gamma: float) -> Array:
     """Whether every Gram is positive semidefinite, up to the rounding of its Cholesky factor."""
     dtype, d = state.rows.dtype, state.gram.high.shape[-1]
@@ -152,7 +153,8 @@ def definite(state: GramState, gamma: float) -> Array:
         little = jnp.where(little > 0, little, gamma)
         return found(cholesky(gram + little * jnp.eye(d, dtype=dtype)))
 
-    return jax.lax.map(one, value(state.gram)).all()
+    every = value(state.gram)
+    return one(every[0]) if len(every) == 1 else jax.lax.map(one, every).all()
 
 
 def system(state: GramState, balanced: bool) -> tuple[Pair, Pair]:
@@ -173,6 +175,7 @@ def head(
     return ridge(*system(state, balanced), gamma, tolerance=tolerance, compensated=compensated)
 
 
+@partial(jax.jit, static_argnames=("gamma", "tolerance", "compensated"))
 def ridge(
     a: Pair, b: Pair, gamma: float, *, tolerance: float, compensated: bool = True
 ) -> Solution:
@@ -221,8 +224,11 @@ def ridge(
 
 
 def cholesky(a: Array) -> Array:
-    """The lower factor, from the lower half of a; all NaN where there is none."""
-    return one_by_one(partial(jnp.linalg.cholesky, symmetrize_input=False))(a)
+    """The lower factor of a symmetric a; all NaN where there is none.
+
+    Of its transpose: LAPACK reads columns, so the rows of a are taken as they lie, without a copy.
+    """
+    return one_by_one(partial(jnp.linalg.cholesky, symmetrize_input=False))(a.T)
 
 
 def found(factor: Array) -> Array:

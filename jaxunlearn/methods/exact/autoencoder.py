@@ -33,12 +33,15 @@ from jaxunlearn.methods.exact import slots
 from jaxunlearn.methods.exact.autoencoder_state import (
     EaseState,
     added,
+    best,
     gathered,
     narrowed,
     removed,
     replaced,
+    scores,
+    weights,
 )
-from jaxunlearn.methods.exact.row_prints import entry_prints, row_prints
+from jaxunlearn.methods.exact.row_prints import list_prints, row_prints
 from jaxunlearn.methods.exact.slots import Slot
 from jaxunlearn.typing import Array
 
@@ -52,6 +55,8 @@ _STEPS = {
     "forget_items": jax.jit(narrowed),
 }
 _gather, _renew = jax.jit(gathered), jax.jit(kept_inverse.renewed)
+_weights, _scores, _best = jax.jit(weights), jax.jit(scores), jax.jit(best, static_argnums=2)
+_list_prints = jax.jit(list_prints, static_argnums=3)
 
 
 class Ease(NamedTuple):
@@ -189,21 +194,14 @@ def ease(
     def predict(state: EaseState, rows: Any) -> Array:
         given = np.arange(users) if isinstance(rows, Ratings) else np.zeros(len(rows))
         x = _dense("ease.predict", rows, given, users, items, state.kept.gram.dtype)
-        p = state.kept.inverse  # of a deleted item the row and the score are 0 by themselves
-        return x - jnp.matmul(x, p, precision=jax.lax.Precision.HIGHEST) / jnp.diagonal(p)[None]
+        return _scores(state, x)
 
     def recommend(state: EaseState, rows: Any, k: int) -> tuple[Array, Array]:
         if not 1 <= k <= items:
             raise ValueError(f"ease.recommend: expected k in [1, {items}], got {k}.")
         given = np.arange(users) if isinstance(rows, Ratings) else np.zeros(len(rows))
         x = _dense("ease.recommend", rows, given, users, items, state.kept.gram.dtype)
-        free = (x == 0) & state.items[None]
-        scores, best = jax.lax.top_k(jnp.where(free, predict(state, x), -jnp.inf), k)
-        return best, scores
-
-    def weights(state: EaseState) -> Array:
-        p = state.kept.inverse
-        return jnp.where(jnp.eye(items, dtype=bool), 0, -p / jnp.diagonal(p)[None])
+        return _best(state, x, k)
 
     return Ease(
         init,
@@ -213,7 +211,7 @@ def ease(
         forget_items,
         predict,
         recommend,
-        weights,
+        _weights,
     )
 
 
@@ -248,11 +246,8 @@ def _prints(
 ) -> tuple[Array, Array]:
     """(users,) prints of all rows, and of the columns that are asked for; deleted ones count 0."""
     if isinstance(rows, Ratings) and (rows.users, rows.items) == (users, items):
-        item = jnp.asarray(rows.item)
-        terms = jnp.where(live[item], entry_prints(jnp.asarray(rows.value), item), 0)
-        zeros = jnp.zeros(users, jnp.uint32)
-        user = jnp.asarray(rows.user)
-        return zeros.at[user].add(terms), zeros.at[user].add(jnp.where(asked[item], terms, 0))
+        entries = rows.user, rows.item, rows.value
+        return _list_prints(*entries, users, live), _list_prints(*entries, users, live & asked)
     x = _dense(where, rows, np.arange(users), users, items, jnp.float32)
     return _live_prints(live, x), _live_prints(live & asked, x)
 

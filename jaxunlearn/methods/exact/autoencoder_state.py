@@ -98,3 +98,25 @@ def gathered(state: EaseState, who: Array, x: Array) -> EaseState:
     product = jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST)
     kept = state.kept._replace(gram=state.kept.gram + product, status=jnp.int32(Solved.CONVERGED))
     return _marked(state, kept, jnp.maximum(who, 0), who >= 0, Slot.LEARNT, row_prints(x))
+
+
+# --------------------------------------------------------------------------------- what it predicts
+
+
+def weights(state: EaseState) -> Array:
+    """B = I - P diag(1 / diag P), (items, items); the diagonal is exactly 0."""
+    p = state.kept.inverse
+    return jnp.where(jnp.eye(len(p), dtype=bool), 0, -p / jnp.diagonal(p)[None])
+
+
+def scores(state: EaseState, x: Array) -> Array:
+    """X B of rows (m, items); of a deleted item the row of B and the score are 0 by themselves."""
+    p = state.kept.inverse
+    return x - jnp.matmul(x, p, precision=jax.lax.Precision.HIGHEST) / jnp.diagonal(p)[None]
+
+
+def best(state: EaseState, x: Array, k: int) -> tuple[Array, Array]:
+    """(items, scores), (m, k) each, of what a row has not and what is not deleted; best first."""
+    free = (x == 0) & state.items[None]
+    found, items = jax.lax.top_k(jnp.where(free, scores(state, x), -jnp.inf), k)
+    return items, found

@@ -35,6 +35,9 @@ from jaxunlearn.methods.exact.row_passes import (
 from jaxunlearn.typing import Array
 
 
+_LONGEST = 0.5  # |dQ| / |Q|: where curvature nearly vanishes, the quadratic model is not believed
+
+
 class Side(NamedTuple):
     """One side of the factorisation."""
 
@@ -46,10 +49,30 @@ class Side(NamedTuple):
 class Step(NamedTuple):
     """A Newton step of the second side, and how its solve ended."""
 
-    direction: Array  # (n, K) zero if the first product showed negative curvature
-    promised: Array  # [] >= 0, about half of what the objective should fall by
+    direction: Array  # (n, K) at most half as long as Q; 0 if there was no way down
+    promised: Array  # [] >= 0, by how much its quadratic model falls; more than that if damped
     iterations: Array  # [] int32
     status: Array  # [] int32, a `linalg.solution.Solved`
+
+
+class Blocks(NamedTuple):
+    """Inverses of the diagonal blocks of the Hessian, at some earlier or present factors."""
+
+    first: tuple[Array, ...]  # F_PP^-1, for each rectangle (D, rows, K, K)
+    second: tuple[Array, ...]  # F_QQ^-1
+
+
+def blocks(
+    problem: Problem, entries: Entries, first: Side, second: Side, view: Callable[[Array], Beside]
+) -> Blocks:
+    """The inverses that `newton_step` applies.
+
+    Cost: a pass over the ratings for K x K sums, 3 K^3 for each row; (n + m) K^2 numbers of memory.
+    """
+    return Blocks(
+        inverses(problem, view(second.factors), entries, first.number, first.rectangles),
+        inverses(problem, view(first.factors), entries, second.number, second.rectangles),
+    )
 
 
 def newton_step(
@@ -58,6 +81,7 @@ def newton_step(
     first: Side,
     second: Side,
     view: Callable[[Array], Beside],
+    inverse: Blocks,
     tolerance: Array,
     damping: Array,
     *,
@@ -70,28 +94,28 @@ def newton_step(
       first: P, which must be solved exactly for this Q.
       second: Q.
       view: factors -> what the rows of the other side are solved against.
+      inverse: from `blocks`. Those of factors nearby will do: S is then that of an elimination with
+        a slightly wrong F_PP, symmetric all the same, and the step nearly the Newton step.
       tolerance: [] relative residual, in (0, 1).
-      damping: [] m >= 0; above the most negative eigenvalue of F_QQ^-1 S, the direction is downhill.
+      damping: [] m >= 0.
       iterations: at most.
 
-    Cost: a sweep for the inverses and (n + m) K^2 numbers of memory; each iteration two passes over
-      the ratings of about 6 K multiplications each, and (n + m) K^2.
+    Cost: each iteration two passes over the ratings of about 6 K multiplications each, and
+      (n + m) K^2: some tenth of a sweep.
     """
     mesh = problem.mesh
     beside_first, beside_second = view(second.factors), view(first.factors)
-    over_first = inverses(problem, beside_first, entries, first.number, first.rectangles)
-    over_second = inverses(problem, beside_second, entries, second.number, second.rectangles)
     g = gradients(problem, beside_second, entries, second.number, second.factors, second.rectangles)
 
     def precondition(x: Array) -> Array:
-        return apply_inverses(mesh, over_second, second.rectangles, x)
+        return apply_inverses(mesh, inverse.second, second.rectangles, x)
 
     def product(dq: Array) -> Array:
         cross = curvature_products(
             problem, beside_first, _moved(view, second.factors, dq), entries,
             first.number, first.factors, jnp.zeros_like(first.factors), first.rectangles,
         )  # fmt: skip
-        dp = -apply_inverses(mesh, over_first, first.rectangles, cross)
+        dp = -apply_inverses(mesh, inverse.first, first.rectangles, cross)
         return curvature_products(  # linear in the step: S dq + damping F_QQ dq in one pass
             problem, beside_second, _moved(view, first.factors, dp), entries,
             second.number, second.factors, (1 + damping) * dq, second.rectangles,
@@ -100,7 +124,10 @@ def newton_step(
     found = conjugate_gradients(
         product, -g, tolerance=tolerance, iterations=iterations, precondition=precondition
     )
-    return Step(found.x, -jnp.vdot(g, found.x), found.iterations, found.status)
+    longest = _LONGEST * jnp.maximum(jnp.linalg.norm(second.factors), 1e-30)
+    length = jnp.linalg.norm(found.x)
+    direction = found.x * jnp.minimum(1, longest / jnp.where(length > 0, length, 1))
+    return Step(direction, -jnp.vdot(g, direction), found.iterations, found.status)
 
 
 def _moved(view: Callable[[Array], Beside], factors: Array, step: Array) -> Beside:

@@ -49,11 +49,12 @@ def rectangles(
       [[0 1]] [5 7 0] [0 2 3]
     """
     count = len(row)
-    order = np.argsort(row, kind="stable").astype(np.int32)
+    order = np.append(np.argsort(row, kind="stable"), count).astype(np.int32)  # and the padding
     degree = np.bincount(row, minlength=rows)
     start = np.concatenate([[0], np.cumsum(degree)])[:-1]
     lengths = _lengths(degree)
     place = np.searchsorted(lengths, degree)
+    ends = np.append(other, 0).astype(np.int32)
     found = []
     for number, length in enumerate(lengths):
         members = np.flatnonzero(place == number)
@@ -65,10 +66,8 @@ def rectangles(
         numbers[: len(members)] = members
         slots = np.arange(length)[None]
         real = slots < np.where(numbers < rows, np.append(degree, 0)[numbers], 0)[:, None]
-        at = np.where(real, np.append(start, 0)[numbers][:, None] + slots, 0)
-        entry = np.where(real, order[at], count).astype(np.int32)
-        beside = np.where(real, other[order[at]], 0).astype(np.int32)
-        found.append(Rectangle(*(_dealt(a, devices) for a in (numbers, beside, entry))))
+        entry = order[np.where(real, np.append(start, 0)[numbers][:, None] + slots, count)]
+        found.append(Rectangle(*(_dealt(a, devices) for a in (numbers, ends[entry], entry))))
     return tuple(found)
 
 

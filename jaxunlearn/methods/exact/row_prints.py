@@ -42,3 +42,16 @@ def row_prints(rows: Array, keep: Array | None = None) -> Array:
     terms = entry_prints(rows, jnp.arange(rows.shape[1])[None])
     kept = terms if keep is None else jnp.where(keep[None], terms, 0)
     return kept.sum(axis=1, dtype=jnp.uint32)
+
+
+def list_prints(user: Array, item: Array, values: Array, users: int, keep: Array) -> Array:
+    """(users,) uint32 prints of rows given as entries (N,), of the columns `keep` (items,) only.
+
+    Example:
+      >>> entries = jnp.array([1, 1]), jnp.array([0, 2]), jnp.array([1.0, 2.0])
+      >>> a, b = list_prints(*entries, 2, jnp.ones(3, bool))
+      >>> int(a), bool(b == row_prints(jnp.array([[1.0, 0.0, 2.0]]))[0])
+      (0, True)
+    """
+    terms = jnp.where(keep[item], entry_prints(values, item), 0)
+    return jnp.zeros(users, jnp.uint32).at[user].add(terms)

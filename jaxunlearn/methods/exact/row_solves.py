@@ -144,7 +144,8 @@ def _solve(
     fall = -_dots(g, step)
     if solver.name == "block":  # which does not end at the minimum of anything
         fall = 2 * fall - _dots(step, product(step))
-    return p, g, _dots(old, g - b), fall, bad
+    idle = jnp.where(chunk.rated, 0, _dots(old, old))  # their penalty is none of the objective's
+    return p, g, _dots(old, g - b) - idle, fall - idle, bad
 
 
 def _dots(a: Array, b: Array) -> Array:
