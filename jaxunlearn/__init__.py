@@ -45,8 +45,8 @@ from .methods import ssd as ssd
 from .methods import win_u as win_u
 from .methods.edits.win_u import win_u_curvature as win_u_curvature
 from .methods.exact.acu import acu_state as acu_state
-from .methods.exact.analytic import analytic_head as analytic_head
 from .methods.exact.als import als as als
+from .methods.exact.analytic import analytic_head as analytic_head
 from .methods.exact.autoencoder import ease as ease
 from .methods.exact.nearest_mean import nearest_mean as nearest_mean
 from .methods.exact.shard_trainer import Trainer as Trainer

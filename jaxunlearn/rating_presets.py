@@ -26,7 +26,7 @@ from jaxunlearn.specification import Specified, parse
 from jaxunlearn.typing import Key
 
 _MOST = 1000  # sweeps of a fit until convergence
-_REGULARISATION = {"explicit": 3.0, "implicit": 3.0, "ials": 0.01}
+_REGULARISATION = {"explicit": 5.0, "implicit": 5.0, "ials": 0.01}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Factorisation:
 
     Attributes:
       rank: number of factors, >= 1.
-      regularisation: > 0; None: 3, or 0.01 for "ials", whose penalty grows with the counts.
+      regularisation: > 0; None: 5, or 0.01 for "ials", whose penalty grows with the counts.
       feedback: "explicit" (ratings; biases are fitted too), "implicit" or "ials" (counts).
       sweeps: passes of alternating least squares, >= 1; None: until the gradient is 0, as far as
         `tolerance` says.
@@ -48,7 +48,7 @@ class Factorisation:
     regularisation: float | None = None
     feedback: str = "explicit"
     sweeps: int | None = None
-    tolerance: float = 1e-3
+    tolerance: float = 1e-4
     scale: float = 0.1
 
     def __post_init__(self) -> None:
@@ -122,8 +122,9 @@ def _als(given: Given, *, mode: str, sweeps: int, tolerance: float | None) -> tu
         "user": {"users": task.users},
         "item": {"items": task.items},
     }.get(task.kind, {"entries": task.forget})
-    options = {"sweeps": sweeps} if mode == "sweeps" else {}
-    options |= {"tolerance": tolerance} if mode == "converged" else {}
+    options: dict[str, Any] = {"sweeps": sweeps} if mode == "sweeps" else {}
+    if mode == "converged":  # as near as the fits themselves
+        options["tolerance"] = given.recipe.tolerance if tolerance is None else tolerance
     return given.learner.forget(given.original, **which, mode=mode, **options)
 
 

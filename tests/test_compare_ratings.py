@@ -493,4 +493,4 @@ def test_too_few_of_anything_are_refused(change, message):
 
 def test_recipes_vary_their_sweeps_or_their_tolerance():
     assert list(Factorisation(sweeps=30).variants()) == ["38 sweeps", "scale 0.2"]
-    assert list(Factorisation().variants()) == ["tolerance 0.003", "scale 0.2"]
+    assert list(Factorisation().variants()) == ["tolerance 0.0003", "scale 0.2"]

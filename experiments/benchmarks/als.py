@@ -22,6 +22,7 @@ number of ratings are those of MovieLens.
 """
 
 import argparse
+import importlib
 import json
 import statistics
 import sys
@@ -94,7 +95,7 @@ def fastest_product() -> float:
 def rivals(data: Ratings, users: np.ndarray, items: np.ndarray) -> dict[str, Callable[[], Any]]:
     """Sweeps of `implicit` on copies of the factors; none where it is not installed."""
     try:
-        from implicit.cpu import _als as rival
+        rival = importlib.import_module("implicit.cpu._als")
     except ImportError:
         return {}
     matrix = data.matrix().astype(np.float32)

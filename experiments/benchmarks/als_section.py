@@ -115,8 +115,8 @@ def _judged_sweeps(record: Record) -> str:
         return "`implicit` was not installed: nothing to compare with."
     met = "at most" if ratio["value"] <= ASKED_RATIO else "**MORE than**"
     return (
-        f"With {size['ratings']:,} ratings a sweep by Cholesky factors takes {met} {ASKED_RATIO} of "
-        f"the time of `implicit`'s ({number(ratio['value'])}). After the first half the factors "
+        f"With {size['ratings']:,} ratings a sweep by Cholesky factors takes {met} {ASKED_RATIO} "
+        f"of the time of `implicit`'s ({number(ratio['value'])}). After the first half the factors "
         f"differ by {size['agreement']:.1e} of the largest."
     )
 

@@ -94,9 +94,7 @@ def conjugate_gradients(
         good = positive & finite
         status = jnp.where(good, _RUNNING, jnp.where(finite, Solved.INDEFINITE, Solved.NONFINITE))
         p = optax.tree.add_scale(z, rz / s.rz, s.p)
-        x, r, p, rr, rz = optax.tree.where(
-            good, (x, r, p, rr, rz), (s.x, s.r, s.p, s.rr, s.rz)
-        )
+        x, r, p, rr, rz = optax.tree.where(good, (x, r, p, rr, rz), (s.x, s.r, s.p, s.rr, s.rz))
         return _State(x, r, p, rr, rz, s.iteration + 1, status.astype(jnp.int32))
 
     z = scaled if precondition is None else precondition(scaled)

@@ -143,6 +143,24 @@ def test_newton_steps_save_sweeps_and_end_at_the_same_place(x64):
     np.testing.assert_allclose(cases.table(made, slow), cases.table(made, fast), atol=1e-6)
 
 
+def test_newton_steps_that_do_not_help_are_dropped(x64, monkeypatch):
+    """Every step a long way uphill: the sweeps between them get there all the same."""
+    made, (state, _), true = (
+        cases.learner("explicit"),
+        cases.fitted("explicit"),
+        alternating._newton,
+    )
+    expected, _ = forgotten("explicit", "a user")
+
+    def uphill(*given):
+        return true(*given)._replace(direction=jnp.ones_like(state.item))
+
+    monkeypatch.setattr(alternating, "_newton", uphill)
+    after, report = made.forget(state, users=[2], tolerance=1e-8)
+    assert report.converged and report.newton_steps > 10 and report.sweeps > 3 * report.newton_steps
+    np.testing.assert_allclose(cases.table(made, after), cases.table(made, expected), atol=1e-6)
+
+
 @every
 @pytest.mark.parametrize("request_", REQUESTS)
 def test_rows_mode_solves_the_affected_rows_of_what_is_retained(x64, name, request_):

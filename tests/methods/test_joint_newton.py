@@ -11,7 +11,7 @@ from jaxunlearn.linalg.solution import Solved
 from jaxunlearn.methods.exact.alternating import _blocks, _newton, sweep_rows
 from tests.methods import als_cases as cases
 
-NAMES = ("explicit", "biases", "ials")
+NAMES = ("biases", "ials")
 U, M = 9, 8  # the last user and the last item have no ratings, factors 0 and no part in a step
 
 
@@ -101,10 +101,10 @@ def test_a_step_promises_what_the_quadratic_model_falls_by(x64, name):
 
 def test_a_step_of_one_product_is_an_alternating_sweep_further(x64):
     """The preconditioner is F_QQ: the first direction of the solve is that of the sweep."""
-    state, rule = near("explicit"), cases.rule("explicit")
+    state, rule = near("biases"), cases.rule("biases")
     everyone = jnp.ones(10, bool), jnp.ones(9, bool)
     swept = np.asarray(sweep_rows(state, *everyone, rule).after.item - state.item)
-    found = newton("explicit", state, 0.99, 0.0)
+    found = newton("biases", state, 0.99, 0.0)
     assert int(found.iterations) == 1
     step = np.asarray(found.direction)
     cosine = (step * swept).sum() / np.linalg.norm(step) / np.linalg.norm(swept)
@@ -113,15 +113,15 @@ def test_a_step_of_one_product_is_an_alternating_sweep_further(x64):
 
 def test_near_a_minimum_steps_converge_at_second_order(x64):
     """The gradient after a whole step is of the order of its square."""
-    state, _ = cases.fitted("explicit")
-    rule, everyone = cases.rule("explicit"), (jnp.ones(10, bool), jnp.ones(9, bool))
+    state, _ = cases.fitted("biases")
+    rule, everyone = cases.rule("biases"), (jnp.ones(10, bool), jnp.ones(9, bool))
     rng = np.random.default_rng(0)
     kick = rng.standard_normal(state.item.shape)
     gradient = []
     for size in (1e-3, 1e-4):
         moved = state._replace(item=state.item + size * kick)
         here = sweep_rows(moved, *everyone, rule).here
-        step = newton("explicit", here, size, 0.0)
+        step = newton("biases", here, size, 0.0)
         there = here._replace(item=here.item + step.direction)
         gradient.append(float(sweep_rows(there, *everyone, rule).gradient))
     assert gradient[1] < 0.03 * gradient[0]
@@ -129,9 +129,9 @@ def test_near_a_minimum_steps_converge_at_second_order(x64):
 
 def test_negative_curvature_ends_the_solve_and_says_so(x64):
     """At factors of almost zero, a saddle of the objective."""
-    state, rule = cases.start("explicit"), cases.rule("explicit")
+    state, rule = cases.start("biases"), cases.rule("biases")
     tiny = state._replace(item=1e-3 * state.item)
     here = sweep_rows(tiny, jnp.ones(10, bool), jnp.ones(9, bool), rule).here
-    step = newton("explicit", here, 1e-6, 0.0)
+    step = newton("biases", here, 1e-6, 0.0)
     assert int(step.status) == Solved.INDEFINITE
     assert np.isfinite(step.direction).all() and float(step.promised) >= 0

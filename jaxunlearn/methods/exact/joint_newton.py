@@ -34,7 +34,6 @@ from jaxunlearn.methods.exact.row_passes import (
 )
 from jaxunlearn.typing import Array
 
-
 _LONGEST = 0.5  # |dQ| / |Q|: where curvature nearly vanishes, the quadratic model is not believed
 
 

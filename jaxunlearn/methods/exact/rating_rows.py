@@ -16,7 +16,8 @@ import numpy as np
 
 _CELLS_AT_ONCE = 2048  # ratings gathered at a time: with 64 factors half a megabyte, inside a cache
 _ROWS_AT_ONCE = 32
-_RECTANGLES = 8  # on each side at most: every one is a loop to be compiled
+_RECTANGLES = 4  # on each side at most: every one is a loop to be compiled
+_MORE_RECTANGLES, _MANY = 8, 300_000  # for that many ratings, where padding costs more
 
 
 class Rectangle(NamedTuple):
@@ -78,7 +79,7 @@ def chunk_size(length: int, rows: int) -> int:
 
 
 def _lengths(degree: np.ndarray) -> np.ndarray:
-    """The lengths of at most `_RECTANGLES` rectangles that hold all rows in the fewest slots.
+    """The lengths of the few rectangles that hold all rows in the fewest slots.
 
     Candidates are multiples of 8 that grow by an eighth; dynamic programming chooses among them.
     """
@@ -89,7 +90,8 @@ def _lengths(degree: np.ndarray) -> np.ndarray:
     upto = np.searchsorted(np.sort(degree), length, side="right")  # rows that fit each candidate
     best = upto * length  # slots of the rows that fit, in one rectangle
     cuts = []
-    for _ in range(_RECTANGLES - 1):
+    most = _RECTANGLES if degree.sum() < _MANY else _MORE_RECTANGLES
+    for _ in range(most - 1):
         slots = best[:, None] + (upto[None] - upto[:, None]) * length[None]
         slots[np.tril_indices(len(length), -1)] = np.iinfo(np.int64).max
         cuts.append(slots.argmin(axis=0))
