@@ -11,10 +11,23 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+FIRST, EXACT, CURVATURE = re.findall(
+    r"<!-- example:.*?-->\n```python\n(.*?)```", README, flags=re.DOTALL
+)
+
+
+def test_the_recommender_of_the_example_forgets_exactly(capsys):
+    names: dict = {}
+    exec(compile(EXACT, "README.md", "exec"), names)
+    guarantee, distance = capsys.readouterr().out.splitlines()[:2]
+    removed = (names["ratings"].user == 7).sum()
+    assert guarantee.startswith(f"exact(0.001) {removed} ")
+    assert 0 <= float(distance) < 0.05
+    assert float(abs(names["state"].user[7]).max()) == 0
+
+
 def test_the_examples_run_one_after_the_other_and_forget(capsys):
-    first, curvature = re.findall(
-        r"<!-- example:.*?-->\n```python\n(.*?)```", README, flags=re.DOTALL
-    )
+    first, curvature = FIRST, CURVATURE
     assert len([line for line in first.splitlines() if line.strip()]) <= 20
     names: dict = {}
     exec(compile(first, "README.md", "exec"), names)
