@@ -10,6 +10,7 @@ the `__init__` of its sub-packages import is the public surface; nothing else is
 from . import data as data
 from . import distillation as distillation
 from . import flatness as flatness
+from . import kernels as kernels
 from . import losses as losses
 from . import objectives as objectives
 from . import penalties as penalties

@@ -174,8 +174,8 @@ def sweeps(count: int, rank: int, repeats: int, seed: int, speed: float) -> dict
 
 def _working_set(state: Any) -> int | None:
     """Bytes that the program of a sweep asks for beside its arguments and results."""
-    from jaxunlearn.methods.exact.alternating import EXACT, Rule, sweep_rows
-    from jaxunlearn.methods.exact.feedback import feedback_of
+    from jaxunlearn.factorisation.alternating import EXACT, Rule, sweep_rows
+    from jaxunlearn.factorisation.feedback import feedback_of
 
     rule = Rule(
         feedback_of("implicit", REGULARISATION, None, ALPHA, 1.0, False), EXACT, mesh_of_all()

@@ -34,7 +34,7 @@ import scipy.linalg
 from experiments import machine
 from experiments.benchmarks import kernel_width
 from jaxunlearn import compare, kernel_machine, kernel_ridge
-from jaxunlearn.methods.exact.kernels import rbf
+from jaxunlearn.kernels.functions import rbf
 
 SCHEMA = 1
 KIND = "jaxunlearn kernel benchmark"

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.curvature import tangent_kernel
+from jaxunlearn.kernels.dynamics import subgradient_descent
+from jaxunlearn.kernels.functions import relu_tangent
+from jaxunlearn.kernels.losses import KernelLoss, hinge, squared
 from jaxunlearn.methods.exact.kernel import kernel_ridge
-from jaxunlearn.methods.exact.kernel_losses import KernelLoss, hinge, squared
-from jaxunlearn.methods.exact.kernels import relu_tangent
-from jaxunlearn.methods.exact.tangent_dynamics import subgradient_descent
 from jaxunlearn.model import Model
 from jaxunlearn.typing import Array, Key, Params
 

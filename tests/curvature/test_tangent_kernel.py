@@ -7,7 +7,7 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn.curvature import displaced, linearised, tangent_kernel
-from jaxunlearn.methods.exact.kernels import relu_tangent, tangent
+from jaxunlearn.kernels.functions import relu_tangent, tangent
 
 N, M, C = 5, 3, 2
 

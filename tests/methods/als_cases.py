@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.data.ratings import Ratings
+from jaxunlearn.factorisation.alternating import EXACT, Rule
+from jaxunlearn.factorisation.feedback import feedback_of
 from jaxunlearn.methods.exact.als import als
-from jaxunlearn.methods.exact.alternating import EXACT, Rule
-from jaxunlearn.methods.exact.feedback import feedback_of
 
 RANK = 2
 OBJECTIVES: dict[str, dict[str, Any]] = {

@@ -14,7 +14,7 @@ import pytest
 
 from jaxunlearn import checkpoint
 from jaxunlearn.data.ratings import Ratings, ratings
-from jaxunlearn.methods.exact import alternating
+from jaxunlearn.factorisation import alternating
 from jaxunlearn.methods.exact.als import als
 from tests.methods import als_cases as cases
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from jaxunlearn.data import ratings
+from jaxunlearn.kernels.slots import IllConditionedError, Slot
 from jaxunlearn.linalg import kept_inverse
 from jaxunlearn.linalg.solution import Solved
 from jaxunlearn.methods.exact import autoencoder
 from jaxunlearn.methods.exact.autoencoder import ease
 from jaxunlearn.methods.exact.row_prints import row_prints
-from jaxunlearn.methods.exact.slots import IllConditionedError, Slot
 
 USERS, ITEMS, LAMBDA = 40, 12, 0.7
 

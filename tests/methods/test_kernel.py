@@ -10,11 +10,11 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn.curvature import displaced, linearised
+from jaxunlearn.kernels.functions import linear, rbf, relu_tangent, tangent
+from jaxunlearn.kernels.slots import IllConditionedError, Slot
+from jaxunlearn.kernels.spectrum import leave_out_per_row, spectrum
 from jaxunlearn.linalg.solution import Solved
 from jaxunlearn.methods.exact import kernel
-from jaxunlearn.methods.exact.kernel_spectrum import leave_out_per_row, spectrum
-from jaxunlearn.methods.exact.kernels import linear, rbf, relu_tangent, tangent
-from jaxunlearn.methods.exact.slots import IllConditionedError, Slot
 
 N, RHO = 20, 0.1
 RBF = rbf(gamma=0.5)

@@ -12,13 +12,13 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn.curvature import displaced, linearised, tangent_kernel
+from jaxunlearn.kernels import losses as kernel_losses
+from jaxunlearn.kernels.decremental import decrement
+from jaxunlearn.kernels.dual_ascent import ascend, relative_gap
+from jaxunlearn.kernels.dynamics import subgradient_descent
+from jaxunlearn.kernels.functions import linear, rbf
+from jaxunlearn.kernels.slots import IllConditionedError
 from jaxunlearn.linalg.solution import Solved
-from jaxunlearn.methods.exact import kernel_losses
-from jaxunlearn.methods.exact.decremental import decrement
-from jaxunlearn.methods.exact.dual_ascent import ascend, relative_gap
-from jaxunlearn.methods.exact.kernels import linear, rbf
-from jaxunlearn.methods.exact.slots import IllConditionedError
-from jaxunlearn.methods.exact.tangent_dynamics import subgradient_descent
 
 N, RHO = 40, 0.2
 RBF = rbf(gamma=0.5)

@@ -39,15 +39,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxunlearn.data.ratings import Ratings
-from jaxunlearn.linalg import woodbury
-from jaxunlearn.method import EMPIRICAL, exact
-from jaxunlearn.methods.exact.als_checks import (
-    check_constants,
-    check_values,
-    entry_numbers,
-    numbers,
-)
-from jaxunlearn.methods.exact.alternating import (
+from jaxunlearn.factorisation.alternating import (
     EXACT,
     ALSState,
     Progress,
@@ -59,11 +51,19 @@ from jaxunlearn.methods.exact.alternating import (
     swept,
     unless_singular,
 )
-from jaxunlearn.methods.exact.feedback import feedback_of
-from jaxunlearn.methods.exact.optimality import Optimality, optimality
-from jaxunlearn.methods.exact.rating_rows import Rectangle, rectangles
-from jaxunlearn.methods.exact.row_passes import Entries
-from jaxunlearn.methods.exact.row_solves import Solver
+from jaxunlearn.factorisation.feedback import feedback_of
+from jaxunlearn.factorisation.optimality import Optimality, optimality
+from jaxunlearn.factorisation.rating_rows import Rectangle, rectangles
+from jaxunlearn.factorisation.row_passes import Entries
+from jaxunlearn.factorisation.row_solves import Solver
+from jaxunlearn.linalg import woodbury
+from jaxunlearn.method import EMPIRICAL, exact
+from jaxunlearn.methods.exact.als_checks import (
+    check_constants,
+    check_values,
+    entry_numbers,
+    numbers,
+)
 from jaxunlearn.naming import did_you_mean
 from jaxunlearn.typing import Array, Key, check_key
 

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.data.ratings import Ratings
-from jaxunlearn.methods.exact.alternating import ALSState
-from jaxunlearn.methods.exact.feedback import Feedback
-from jaxunlearn.methods.exact.row_solves import SOLVERS
+from jaxunlearn.factorisation.alternating import ALSState
+from jaxunlearn.factorisation.feedback import Feedback
+from jaxunlearn.factorisation.row_solves import SOLVERS
 from jaxunlearn.naming import did_you_mean
 
 

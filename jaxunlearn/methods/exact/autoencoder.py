@@ -27,9 +27,10 @@ import numpy as np
 
 from jaxunlearn.data.ratings import Ratings
 from jaxunlearn.data.streams import is_traced
+from jaxunlearn.kernels import slots
+from jaxunlearn.kernels.slots import Slot
 from jaxunlearn.linalg import kept_inverse
 from jaxunlearn.linalg.solution import Solved
-from jaxunlearn.methods.exact import slots
 from jaxunlearn.methods.exact.autoencoder_state import (
     EaseState,
     added,
@@ -42,7 +43,6 @@ from jaxunlearn.methods.exact.autoencoder_state import (
     weights,
 )
 from jaxunlearn.methods.exact.row_prints import list_prints, row_prints
-from jaxunlearn.methods.exact.slots import Slot
 from jaxunlearn.typing import Array
 
 _CHUNK = 1024  # people of a Ratings that are learnt at once

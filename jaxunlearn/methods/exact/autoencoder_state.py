@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxunlearn.kernels import slots
+from jaxunlearn.kernels.slots import Slot
 from jaxunlearn.linalg import kept_inverse
 from jaxunlearn.linalg.kept_inverse import KeptInverse
 from jaxunlearn.linalg.solution import Solved
-from jaxunlearn.methods.exact import slots
 from jaxunlearn.methods.exact.row_prints import row_prints
-from jaxunlearn.methods.exact.slots import Slot
 from jaxunlearn.typing import Array
 
 

@@ -7,7 +7,7 @@
 
 f minimises (rho/2) |f|^2 + 1/2 sum_i (y_i - f(x_i))^2: a SUM over rows, and rho stays what it is
 when rows go. With a mean over rows the ridge is n lambda, every entry of M^-1 changes with n, and
-deletion means another G: `per_row=True` refits (n^3), and `kernel_spectrum` answers single
+deletion means another G: `per_row=True` refits (n^3), and `kernels.spectrum` answers single
 requests from one eigendecomposition (n^2). The two conventions are different "exact" answers.
 
 With k the tangent kernel of a network this is the wide limit of the network trained on the squared
@@ -23,11 +23,9 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxunlearn.data.streams import is_traced
-from jaxunlearn.linalg.solution import Solved
-from jaxunlearn.methods.exact import kernel_system
-from jaxunlearn.methods.exact.kernel_system import KernelState
-from jaxunlearn.methods.exact.kernels import Kernel
-from jaxunlearn.methods.exact.slots import (
+from jaxunlearn.kernels import system as kernel_system
+from jaxunlearn.kernels.functions import Kernel
+from jaxunlearn.kernels.slots import (
     IllConditionedError,
     check_examples,
     check_free,
@@ -35,6 +33,8 @@ from jaxunlearn.methods.exact.slots import (
     lengthened,
     padded,
 )
+from jaxunlearn.kernels.system import KernelState
+from jaxunlearn.linalg.solution import Solved
 from jaxunlearn.typing import Array
 
 
@@ -108,7 +108,7 @@ def kernel_ridge(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from jaxunlearn.methods.exact.kernels import linear
+      >>> from jaxunlearn.kernels.functions import linear
       >>> machine = kernel_ridge(kernel=linear, rho=1.0)
       >>> state = machine.init(jnp.eye(2), jnp.array([2.0, 4.0]))
       >>> print(machine.predict(state, jnp.eye(2)))

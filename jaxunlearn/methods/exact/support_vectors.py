@@ -13,7 +13,7 @@ certificate that does not ask how the weights were found. With the tangent kerne
 rho = n lambda these are the machines that wide networks trained by subgradient descent follow:
 Chen, Huang, Nguyen and Weng (2021), "On the Equivalence between Neural Network and Support Vector
 Machine", arXiv:2111.06063. Deletion is Cauwenberghs and Poggio's (2000), not in that paper. As in
-`kernel`, rho is kept when rows go; `tangent_dynamics` has the descent itself.
+`kernel`, rho is kept when rows go; `kernels.dynamics` has the descent itself.
 """
 
 from collections.abc import Callable
@@ -25,13 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.data.streams import is_traced
-from jaxunlearn.linalg.solution import Solved
-from jaxunlearn.methods.exact import kernel_system
-from jaxunlearn.methods.exact.decremental import decrement
-from jaxunlearn.methods.exact.dual_ascent import ascend, relative_gap
-from jaxunlearn.methods.exact.kernel_losses import KernelLoss, hinge
-from jaxunlearn.methods.exact.kernels import Kernel
-from jaxunlearn.methods.exact.slots import (
+from jaxunlearn.kernels import system as kernel_system
+from jaxunlearn.kernels.decremental import decrement
+from jaxunlearn.kernels.dual_ascent import ascend, relative_gap
+from jaxunlearn.kernels.functions import Kernel
+from jaxunlearn.kernels.losses import KernelLoss, hinge
+from jaxunlearn.kernels.slots import (
     IllConditionedError,
     Slot,
     check_examples,
@@ -40,6 +39,7 @@ from jaxunlearn.methods.exact.slots import (
     lengthened,
     padded,
 )
+from jaxunlearn.linalg.solution import Solved
 from jaxunlearn.typing import Array
 
 
@@ -131,7 +131,7 @@ def kernel_machine(
     Args:
       kernel: (left, right) -> (n, m); see `methods.exact.kernels`.
       rho: > 0; 1 / rho is the C of support vector machines.
-      loss: from `methods.exact.kernel_losses`; None: the hinge.
+      loss: from `kernels.losses`; None: the hinge.
       tolerance: relative duality gap that counts as solved, > 0; None: 100 machine epsilons.
       epochs: passes of dual ascent at most, >= 1.
 
@@ -162,7 +162,7 @@ def kernel_machine(
     (hinge), a few passes (other losses), or the check, n^2, when no support vector goes.
 
     Example:
-      >>> from jaxunlearn.methods.exact.kernels import linear
+      >>> from jaxunlearn.kernels.functions import linear
       >>> machine = kernel_machine(kernel=linear, rho=0.5)
       >>> state = machine.init(jnp.array([[1.0], [-2.0]]), jnp.array([1.0, -1.0]))
       >>> print(machine.predict(state, jnp.ones((1, 1))), state.alpha != 0)

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxunlearn.factorisation.alternating import sweep_rows
+from jaxunlearn.factorisation.row_passes import gradients
+from jaxunlearn.factorisation.row_solves import Solver
 from jaxunlearn.linalg import woodbury
 from jaxunlearn.methods.exact.als import remove_from_row
-from jaxunlearn.methods.exact.alternating import sweep_rows
-from jaxunlearn.methods.exact.row_passes import gradients
-from jaxunlearn.methods.exact.row_solves import Solver
 from tests.methods import als_cases as cases
 
 every = pytest.mark.parametrize("name", cases.OBJECTIVES)

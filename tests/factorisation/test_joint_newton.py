@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxunlearn.factorisation.alternating import _blocks, _newton, sweep_rows
 from jaxunlearn.linalg.solution import Solved
-from jaxunlearn.methods.exact.alternating import _blocks, _newton, sweep_rows
 from tests.methods import als_cases as cases
 
 NAMES = ("biases", "ials")

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
+from jaxunlearn.kernels.functions import Kernel
+from jaxunlearn.kernels.slots import Slot, length, marked, requested, wiped, written
 from jaxunlearn.linalg import principal
 from jaxunlearn.linalg.solution import Solved
-from jaxunlearn.methods.exact.kernels import Kernel
-from jaxunlearn.methods.exact.slots import Slot, length, marked, requested, wiped, written
 from jaxunlearn.typing import Array
 
 S = TypeVar("S", bound=Any)  # a state with x, y, gram, alpha and slots

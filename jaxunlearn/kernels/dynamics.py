@@ -17,7 +17,7 @@ on any function of alpha unless batches are the whole data; `shrink="batch"` doe
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.methods.exact.kernel_losses import KernelLoss
+from jaxunlearn.kernels.losses import KernelLoss
 from jaxunlearn.naming import did_you_mean
 from jaxunlearn.typing import Array
 
@@ -42,7 +42,7 @@ def subgradient_descent(
       gram: (n, n) float K.
       y: (n,) float.
       batches: (steps, b) int, rows of each step, distinct within one.
-      loss: from `kernel_losses`.
+      loss: from `kernels.losses`.
       decay: lambda >= 0.
       learning_rate: eta > 0; stable for the squared loss below 2 / (s_max / n + lambda).
       start: (n,) float; None: zeros, the network at its start.
@@ -65,7 +65,7 @@ def subgradient_descent(
     Cost of a step: n^2 for L and f.
 
     Example:
-      >>> from jaxunlearn.methods.exact.kernel_losses import hinge
+      >>> from jaxunlearn.kernels.losses import hinge
       >>> K, y, steps = jnp.eye(2), jnp.array([1.0, -1.0]), jnp.array([[0, 1]] * 2)
       >>> print(subgradient_descent(K, y, steps, loss=hinge(), decay=0.5, learning_rate=1.0)[0])
       [ 0.75 -0.75]

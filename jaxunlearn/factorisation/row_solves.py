@@ -22,9 +22,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.linalg.batching import one_by_one
-from jaxunlearn.methods.exact.rating_rows import Rectangle
-from jaxunlearn.methods.exact.row_passes import (
+from jaxunlearn.factorisation.rating_rows import Rectangle
+from jaxunlearn.factorisation.row_passes import (
     Beside,
     Chunk,
     Entries,
@@ -38,6 +37,7 @@ from jaxunlearn.methods.exact.row_passes import (
     over_rows,
     take,
 )
+from jaxunlearn.linalg.batching import one_by_one
 from jaxunlearn.typing import Array
 
 SOLVERS = ("cholesky", "cg", "block")

@@ -20,12 +20,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxunlearn.data.streams import is_traced
+from jaxunlearn.factorisation.feedback import Feedback
+from jaxunlearn.factorisation.joint_newton import Blocks, Side, Step, blocks, newton_step
+from jaxunlearn.factorisation.rating_rows import Rectangle
+from jaxunlearn.factorisation.row_passes import Beside, Entries, Problem, gradients
+from jaxunlearn.factorisation.row_solves import Solver, half_sweep
 from jaxunlearn.linalg.solution import Solved
-from jaxunlearn.methods.exact.feedback import Feedback
-from jaxunlearn.methods.exact.joint_newton import Blocks, Side, Step, blocks, newton_step
-from jaxunlearn.methods.exact.rating_rows import Rectangle
-from jaxunlearn.methods.exact.row_passes import Beside, Entries, Problem, gradients
-from jaxunlearn.methods.exact.row_solves import Solver, half_sweep
 from jaxunlearn.typing import Array
 
 EXACT = Solver("cholesky", 1, 0.0, 1)

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from jaxunlearn.kernels.slots import Slot, requested
+from jaxunlearn.kernels.system import dot
 from jaxunlearn.linalg import principal
 from jaxunlearn.linalg.batching import one_by_one
-from jaxunlearn.methods.exact.kernel_system import dot
-from jaxunlearn.methods.exact.slots import Slot, requested
 from jaxunlearn.typing import Array
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import scipy.sparse
 import scipy.sparse.linalg
 
-from jaxunlearn.methods.exact.alternating import ALSState, Rule
+from jaxunlearn.factorisation.alternating import ALSState, Rule
 
 _DENSE = 2_000_000  # pairs up to which singular values are computed densely
 _MARGIN = 1e-6  # relative, of a squared singular value from Lanczos iterations

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from jaxunlearn.factorisation.rating_rows import Rectangle, chunk_size
 from jaxunlearn.linalg.small_inverses import small_inverses
-from jaxunlearn.methods.exact.rating_rows import Rectangle, chunk_size
 from jaxunlearn.typing import Array
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxunlearn.methods.exact.rating_rows import chunk_size, rectangles
+from jaxunlearn.factorisation.rating_rows import chunk_size, rectangles
 
 
 def problem(rows=300, seed=0, heavy=1.5):

@@ -21,9 +21,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.linalg.conjugate_gradients import conjugate_gradients
-from jaxunlearn.methods.exact.rating_rows import Rectangle
-from jaxunlearn.methods.exact.row_passes import (
+from jaxunlearn.factorisation.rating_rows import Rectangle
+from jaxunlearn.factorisation.row_passes import (
     Beside,
     Entries,
     Problem,
@@ -32,6 +31,7 @@ from jaxunlearn.methods.exact.row_passes import (
     gradients,
     inverses,
 )
+from jaxunlearn.linalg.conjugate_gradients import conjugate_gradients
 from jaxunlearn.typing import Array
 
 _LONGEST = 0.5  # |dQ| / |Q|: where curvature nearly vanishes, the quadratic model is not believed

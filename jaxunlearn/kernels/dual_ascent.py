@@ -17,9 +17,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxunlearn.kernels.losses import KernelLoss
 from jaxunlearn.linalg import principal
 from jaxunlearn.linalg.solution import Solved
-from jaxunlearn.methods.exact.kernel_losses import KernelLoss
 from jaxunlearn.typing import Array
 
 

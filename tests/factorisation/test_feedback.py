@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxunlearn.methods.exact.feedback import feedback_of
+from jaxunlearn.factorisation.feedback import feedback_of
 
 X, OFFSET = np.array([0.3, -1.2, 2.0]), np.array([0.1, 0.0, -0.4])
 ZERO = np.zeros(3)

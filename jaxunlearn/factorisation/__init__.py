@@ -1,0 +1,1 @@
+"""What alternating least squares is made of; `jaxunlearn.methods.exact.als` is the learner."""
