@@ -36,8 +36,6 @@ from .methods import gradient_ascent as gradient_ascent
 from .methods import influence as influence
 from .methods import info_theoretic as info_theoretic
 from .methods import jit_lipschitz as jit_lipschitz
-from .methods import kernel_machine as kernel_machine
-from .methods import kernel_ridge as kernel_ridge
 from .methods import lfssd as lfssd
 from .methods import neggrad_plus as neggrad_plus
 from .methods import random_labels as random_labels
@@ -49,10 +47,12 @@ from .methods.exact.acu import acu_state as acu_state
 from .methods.exact.als import als as als
 from .methods.exact.analytic import analytic_head as analytic_head
 from .methods.exact.autoencoder import ease as ease
+from .methods.exact.kernel import kernel_ridge as kernel_ridge
 from .methods.exact.nearest_mean import nearest_mean as nearest_mean
 from .methods.exact.shard_trainer import Trainer as Trainer
 from .methods.exact.shard_trainer import gradient_trainer as gradient_trainer
 from .methods.exact.shards import shards as shards
+from .methods.exact.support_vectors import kernel_machine as kernel_machine
 from .model import Model as Model
 from .model import from_linen as from_linen
 from .model import from_nnx as from_nnx

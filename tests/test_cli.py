@@ -288,6 +288,7 @@ def test_a_comparison_that_says_nothing_exits_with_3_and_writes_its_files(tmp_pa
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         },
     )
     assert done.returncode == cli.NOT_INFORMATIVE == 3, done.stderr

@@ -15,6 +15,4 @@ from .edits import lfssd as lfssd
 from .edits import ssd as ssd
 from .edits import win_u as win_u
 from .exact import acu as acu
-from .exact import kernel_machine as kernel_machine
-from .exact import kernel_ridge as kernel_ridge
 from .exact import retrain as retrain

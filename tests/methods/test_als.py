@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn import checkpoint
+from jaxunlearn.data import low_rank_ratings
 from jaxunlearn.data.ratings import Ratings, ratings
 from jaxunlearn.factorisation import alternating
 from jaxunlearn.methods.exact.als import als
@@ -20,7 +21,9 @@ from tests.methods import als_cases as cases
 
 R = cases.small()
 every = pytest.mark.parametrize("name", cases.OBJECTIVES)
-newton = pytest.mark.parametrize("name", ["explicit", "biases", "ials"])
+newton = pytest.mark.parametrize(
+    "name", ["explicit", "biases", pytest.param("ials", marks=pytest.mark.slow)]
+)
 REQUESTS = {
     "entries": {"entries": [3, 17, 30]},
     "a user": {"users": [2]},
@@ -484,7 +487,11 @@ def test_what_is_deleted_may_be_recommended_again(x64):
 
 @pytest.mark.parametrize(
     "how",
-    [{"solver": "cg"}, {"solver": "cg", "steps": 3}, {"solver": "block", "block": 1}],
+    [
+        pytest.param({"solver": "cg"}, marks=pytest.mark.slow),
+        {"solver": "cg", "steps": 3},
+        pytest.param({"solver": "block", "block": 1}, marks=pytest.mark.slow),
+    ],
     ids=["cg", "cg of 3 steps", "blocks of 1"],
 )
 def test_every_solver_reaches_the_same_fixed_point(x64, how):
@@ -548,7 +555,7 @@ def test_several_devices_do_what_one_does(x64, tolerance, count):
 # ---------------------------------------------------------------------------------------- behaviour
 
 
-def test_a_thousand_costly_deletions_leave_what_retraining_leaves(x64):
+def test_costly_deletions_one_after_another_leave_what_retraining_leaves(x64):
     """The busiest user's ratings of the busiest items first, one at a time, until none is left.
 
     The objective that is carried along is within 1e-12 of the first, and no program is added.
@@ -607,3 +614,28 @@ def test_a_warm_start_takes_no_more_sweeps_than_a_cold_one_and_ends_there(x64):
         np.testing.assert_allclose(cases.table(made, after), expected, atol=1e-6)
     np.testing.assert_allclose(from_warm.objective, from_cold.objective, rtol=1e-9)
     np.testing.assert_allclose(from_fast.objective, from_cold.objective, rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_a_thousand_deletions_add_no_program_and_no_drift(x64):
+    """Of 1200 ratings, always one of whoever has most left, each by the affected rows alone."""
+    made = low_rank_ratings(users=60, items=50, rank=3, density=0.4, noise=0.3, seed=1)
+    assert len(made) > 1100
+    learner = als(rank=4, regularisation=4.0, dtype=np.float64)
+    state, _ = learner.fit(learner.init(made, jax.random.key(0)), sweeps=200, accelerate=True)
+    state, report = learner.forget(state, entries=[0], mode="rows")
+    before, start, kept = programs(), report.objective, np.arange(1, len(made))
+    for _ in range(1000):
+        busiest = np.bincount(made.user[kept], minlength=60)[made.user[kept]]
+        worst = kept[busiest.argmax()]
+        state, report = learner.forget(state, entries=[worst], mode="rows")
+        kept = kept[kept != worst]
+    assert programs() == before
+    assert abs(report.objective - float(learner.objective(state))) < 1e-12 * start
+    final, ended = learner.forget(state, entries=[])
+    other = learner.init(made.take(kept), jax.random.key(1))
+    retrained, again = learner.fit(other, sweeps=500, accelerate=True)
+    assert ended.converged and again.converged
+    user, item = made.user[kept], made.item[kept]
+    close = [learner.predict(s, user, item) for s in (final, retrained)]
+    np.testing.assert_allclose(*close, atol=1e-5)

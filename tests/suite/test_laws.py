@@ -36,8 +36,25 @@ def test_a_builder_that_is_missing_from_the_registry_is_noticed():
     assert builders(package) - set(METHODS) == {"forgetful"}
 
 
-@pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.__name__)
-@pytest.mark.parametrize("name", METHODS)
+DEAR = laws.vmap_equals_loop_on_any_number_of_devices  # eight programs for each method
+SOON = ("ssd", "gradient_ascent", "influence", "acu")  # the others' turn is with the slow tests
+
+
+def obedience() -> list:
+    """Every method and every law."""
+    return [
+        pytest.param(
+            name,
+            law,
+            id=f"{name}-{law.__name__}",
+            marks=pytest.mark.slow if law is DEAR and name not in SOON else (),
+        )
+        for name in METHODS
+        for law in laws.LAWS
+    ]
+
+
+@pytest.mark.parametrize(("name", "law"), obedience())
 def test_every_method_obeys(name, law, case):
     law(METHODS[name], case)
 
