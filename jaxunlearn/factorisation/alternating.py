@@ -23,13 +23,12 @@ from jaxunlearn.data.streams import is_traced
 from jaxunlearn.factorisation.feedback import Feedback
 from jaxunlearn.factorisation.joint_newton import Blocks, Side, Step, blocks, newton_step
 from jaxunlearn.factorisation.rating_rows import Rectangle
-from jaxunlearn.factorisation.row_passes import Beside, Entries, Problem, gradients
+from jaxunlearn.factorisation.row_passes import Beside, Entries, Problem, gradients, row_values
 from jaxunlearn.factorisation.row_solves import Solver, half_sweep
 from jaxunlearn.linalg.solution import Solved
 from jaxunlearn.typing import Array
 
 EXACT = Solver("cholesky", 1, 0.0, 1)
-_ENTRIES_AT_ONCE = 1 << 15
 _PRODUCTS = 200  # of a Newton step, at most
 _LEAST_DAMPING = 1e-4  # below it there is none
 _STALE = 0.02  # relative movement of the items after which inverses are made anew
@@ -149,21 +148,14 @@ def measured(state: ALSState, rule: Rule) -> tuple[Array, Array]:
     return objective_of(state, rule), largest
 
 
+@partial(jax.jit, static_argnames="rule")
 def objective_of(state: ALSState, rule: Rule) -> Array:
-    user, item = rule.view(state.user, state.mean), rule.view(state.item, state.mean)
-    value, weight = state.entries
-
-    def share(n: Array) -> Array:
-        (u, i), w = state.pair[:, n], weight[n]
-        x = state.user[u] * item.features[i]
-        quadratic, linear, constant = rule.feedback.terms(value[n], w, item.offset[i])
-        x = x.sum()
-        return quadratic * x**2 - 2 * linear * x + constant
-
-    shares = jax.lax.map(share, jnp.arange(state.pair.shape[1]), batch_size=_ENTRIES_AT_ONCE)
-    total = shares.sum() + rule.norms(state.user, state.user_count, len(state.item))
-    total = total + rule.norms(state.item, state.item_count, len(state.user))
-    return total + jnp.vdot(user.gram, jnp.matmul(state.item.T, state.item, precision="highest"))
+    """[] the objective of what is retained."""
+    users = row_values(
+        rule.problem, rule.view(state.item, state.mean), state.entries, state.user_count,
+        state.user, state.users,
+    )  # fmt: skip
+    return users.sum() + rule.norms(state.item, state.item_count, len(state.user))
 
 
 class Progress(NamedTuple):

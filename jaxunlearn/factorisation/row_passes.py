@@ -117,6 +117,32 @@ def curvature_products(
     return over_rows(problem, beside, entries, number, side, everyone, body, extras, start)[1]
 
 
+def row_values(
+    problem: Problem,
+    beside: Beside,
+    entries: Entries,
+    number: Array,
+    factors: Array,
+    side: tuple[Rectangle, ...],
+) -> Array:
+    """(n,) each row's share of the objective, sum_i [w x^2 - 2 s x + c] + p^T G p + l p^T p."""
+
+    def body(chunk: Chunk, extras: tuple[Array, Array]) -> Any:
+        factors, gram = extras
+        p = take(factors, chunk.row)
+        x = across(chunk.q, p)
+        shares = (chunk.w * x**2 - 2 * chunk.s * x + chunk.c).sum(axis=1)
+        shares = shares + (p * dot(p, gram)).sum(axis=1)
+        shares = shares + jnp.where(chunk.rated, chunk.penalty, 0) * (p**2).sum(axis=1)
+        return jnp.ones(len(p), bool), shares, (), jnp.zeros((), p.dtype)
+
+    everyone = jnp.ones(len(factors), bool)
+    start = (jnp.zeros(len(factors), factors.dtype), ())
+    return over_rows(
+        problem, beside, entries, number, side, everyone, body, (factors, beside.gram), start
+    )[1]
+
+
 def inverses(
     problem: Problem,
     beside: Beside,

@@ -46,6 +46,7 @@ from jaxunlearn.factorisation.alternating import (
     Rule,
     alternate,
     measured,
+    objective_of,
     polish,
     sweep_rows,
     swept,
@@ -444,7 +445,7 @@ def _without(
         left = left._replace(mean=jnp.asarray(_mean(value, weight), dtype))
         left = left._replace(objective=jnp.nan + left.objective)
     if not np.isfinite(float(left.objective)):
-        left = left._replace(objective=measured(left, rule)[0])
+        left = left._replace(objective=objective_of(left, rule))
     return left, (masks[0], masks[1])
 
 
