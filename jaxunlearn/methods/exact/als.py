@@ -174,13 +174,14 @@ def als(
     | the same deletion again                     | nothing changes, bit for bit; removed = 0      |
     | all ratings of all users                    | factors 0                                      |
     | deleted values                              | wiped from the state, whatever they were       |
+    | the objective carried by mode "rows"        | keeps the rounding of the shares taken off it  |
     | more deletions, of any number and kind      | same shapes: nothing is compiled again         |
     | one device or several                       | the same to rounding                           |
     | the tolerance not reached                   | converged False, guarantee "empirical"         |
 
     Cost: a sweep 2 N K^2 + (U + I) K^3 / 3 multiplications, memory of the factors and of 2.5 N
       places; "rows" the same for the affected rows alone. Newton steps hold (U + I) K^2 numbers
-      (`accelerate=False` does not) and cost about 0.3 sweeps for each of their products.
+      (`accelerate=False` does not) and cost a tenth to a third of a sweep for each product.
 
     Source: see the module.
 
