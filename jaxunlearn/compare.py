@@ -164,7 +164,7 @@ def compare(
         name: str, part: str, used: Recipe, count: int, words: str
     ) -> tuple[Params, Timing]:
         progress(f"training {count} {words}")
-        keys = _keys(settings.seed, name, count)
+        keys = keys_of(settings.seed, name, count)
         data = task.data("train", part, used.batch_size)
         key = _address(task, part, used, name, count, settings.seed)
         return _trained(network, used, data, keys, key, cache)
@@ -190,7 +190,7 @@ def compare(
     request = task.request(recipe.batch_size)
     for each, method in built:
         progress(f"unlearning with {each.label}")
-        keys = _keys(settings.seed, f"method {each.label}", settings.seeds)
+        keys = keys_of(settings.seed, f"method {each.label}", settings.seeds)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             out, timing = _unlearned(network, method, originals, request, keys)
@@ -209,7 +209,7 @@ def compare(
     )
 
 
-def _keys(seed: int, name: str, count: int) -> Key:
+def keys_of(seed: int, name: str, count: int) -> Key:
     """One key per model of a named group; growing a group keeps the keys of its first models."""
     root = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
     return jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.arange(count))

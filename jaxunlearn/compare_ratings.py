@@ -21,7 +21,6 @@ distribution.
 
 import dataclasses
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -115,7 +114,7 @@ def compare(
 
     def fits(name: str, ratings: Any, used: Factorisation, count: int, words: str) -> _Fitted:
         progress(f"fitting {count} {words}")
-        keys, own = _keys(settings.seed, name, count), used.learner
+        keys, own = classifiers.keys_of(settings.seed, name, count), used.learner
         return _repeated(lambda i: used.fit(own, ratings, keys[i]), count)
 
     originals = fits("original", task.source.train, recipe, settings.seeds, "originals")
@@ -129,11 +128,11 @@ def compare(
             half = max(2, settings.oracles // 2)
             found = fits(words, task.retained, variant, half, f"oracles by {words}")
             add(f"oracle, {words}", "recipe", found, recipe=dataclasses.asdict(variant))
-    begun = _keys(settings.seed, "original", settings.seeds)
+    begun = classifiers.keys_of(settings.seed, "original", settings.seeds)
     for each in chosen:
         progress(f"unlearning with {each.label}")
         entry, given = METHODS[each.name], rating_presets.arguments(each)
-        keys = _keys(settings.seed, f"method {each.label}", settings.seeds)
+        keys = classifiers.keys_of(settings.seed, f"method {each.label}", settings.seeds)
 
         def one(i: int, entry: Any = entry, given: Any = given, keys: Any = keys) -> Any:
             held = Given(recipe, learner, task, originals.states[i], begun[i], keys[i])
@@ -166,12 +165,6 @@ def check_feedback(task: RatingTask, recipe: Factorisation) -> None:
             f"feedback {recipe.feedback!r} does not fit {task.source.name}, whose feedback is "
             f"{task.source.kind}; use {other}{hint}."
         )
-
-
-def _keys(seed: int, name: str, count: int) -> list[Any]:
-    """One key per model of a named group; growing a group keeps the keys of its first models."""
-    root = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
-    return [jax.random.fold_in(root, i) for i in range(count)]
 
 
 def _repeated(one: Callable[[int], tuple[Any, Any]], count: int) -> _Fitted:

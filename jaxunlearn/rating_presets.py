@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jaxunlearn.data.rating_tasks import RatingTask
-from jaxunlearn.methods.exact import als
+from jaxunlearn.methods.exact.als import MODES, als
 from jaxunlearn.naming import nearest
 from jaxunlearn.presets import check_value
 from jaxunlearn.specification import Specified, parse
@@ -160,7 +160,6 @@ DEFAULT_METHODS = (
     "als(mode='converged'),finetune"
 )
 _TYPES = {"same_seed": bool, "mode": str, "sweeps": int, "tolerance": float | None}
-_MODES = ("rows", "sweeps", "converged")
 
 
 def parse_methods(text: str) -> list[Specified]:
@@ -187,8 +186,8 @@ def parse_methods(text: str) -> list[Specified]:
 def _check_argument(where: str, argument: str, value: Any) -> None:
     check_value(f"{where}: {argument}", value, _TYPES[argument])
     if argument == "mode":
-        if value not in _MODES:
-            raise ValueError(f"{where}: mode {nearest(value, _MODES)}")
+        if value not in MODES:
+            raise ValueError(f"{where}: mode {nearest(value, MODES)}")
     elif argument == "sweeps" and value < 0:
         raise ValueError(f"{where}: expected sweeps >= 0, got {value}.")
     elif argument == "tolerance" and value is not None and not 0 < value < math.inf:

@@ -357,10 +357,14 @@ def test_the_code_that_trains_is_part_of_the_address():
 
 
 def test_more_oracles_keep_the_keys_of_the_first():
-    few, many = (jax.random.key_data(compare._keys(0, "oracle", n)) for n in (4, 9))
+    few, many = (jax.random.key_data(compare.keys_of(0, "oracle", n)) for n in (4, 9))
     np.testing.assert_array_equal(few, many[:4])
     everything = np.concatenate(
-        [jax.random.key_data(compare._keys(s, name, 9)) for s in (0, 1) for name in ("oracle", "a")]
+        [
+            jax.random.key_data(compare.keys_of(s, name, 9))
+            for s in (0, 1)
+            for name in ("oracle", "a")
+        ]
     )
     assert len(np.unique(everything, axis=0)) == 36
 
@@ -369,7 +373,7 @@ def test_neither_more_oracles_nor_fewer_devices_change_the_first_ones(run, task,
     assert jax.device_count() > 1
     monkeypatch.setattr(compare, "ensemble", partial(ensemble, devices=jax.devices()[:1]))
     network = from_nnx(networks.build("mlp", (6,), CLASSES))
-    keys = compare._keys(SETTINGS.seed, "oracle", 7)
+    keys = compare.keys_of(SETTINGS.seed, "oracle", 7)
     retained = task.oracle_data(RECIPE.batch_size)
     params, _ = compare._trained(network, RECIPE, retained, keys, {}, None)
     for part, logits in compare._Evaluator(network, task, SETTINGS)(params).items():

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from jaxunlearn import audit, compare_ratings, data, rating_presets, results, scoring_ratings
+from jaxunlearn import audit, data, rating_presets, results, scoring_ratings
 from jaxunlearn.audit import report, tables, views
+from jaxunlearn.compare import keys_of
 from jaxunlearn.compare_ratings import Settings, compare
 from jaxunlearn.rating_presets import Factorisation, parse_methods
 
@@ -419,7 +420,7 @@ def test_the_same_seed_gives_the_same_models(run):
 def test_retraining_from_the_same_seed_begins_where_the_original_did():
     learner = SMALL.recipe.learner
     asked = task("random:0")
-    first, other = compare_ratings._keys(0, "original", 1)[0], compare_ratings._keys(0, "x", 1)[0]
+    first, other = (keys_of(0, name, 1)[0] for name in ("original", "x"))
     original, _ = SMALL.recipe.fit(learner, asked.source.train, first)
     given = rating_presets.Given(SMALL.recipe, learner, asked, original, first, other)
     retrain = rating_presets.METHODS["retrain"].run

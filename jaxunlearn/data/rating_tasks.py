@@ -27,6 +27,7 @@ import numpy as np
 
 from jaxunlearn.data.rating_sources import RatingSource
 from jaxunlearn.data.ratings import Ratings
+from jaxunlearn.data.specs import read_number
 from jaxunlearn.naming import closest, did_you_mean
 
 _FORMS = {
@@ -161,7 +162,9 @@ def parse_rating_task(source: RatingSource, spec: str) -> RatingTask:
         words = f"{kind}{'s' if len(names) > 1 else ''} {', '.join(names)}"
         return RatingTask(source, f"{kind}:{','.join(names)}", words, forget, held_out, *sides)
     if kind == "entries":
-        rows = np.array(sorted({_read(spec, text, int) for text in fields[0].split(",")}))
+        rows = np.array(
+            sorted({read_number(spec, text, int, _FORMS) for text in fields[0].split(",")})
+        )
         bad = (rows < 0) | (rows >= len(train))
         if bad.any():
             raise ValueError(
@@ -170,7 +173,7 @@ def parse_rating_task(source: RatingSource, spec: str) -> RatingTask:
         name = f"entries:{','.join(map(str, rows))}"
         words = f"{len(rows)} {'entry' if len(rows) == 1 else 'entries'}"
         return RatingTask(source, name, words, rows, none, none, none)
-    fraction = _read(spec, fields[0], float)
+    fraction = read_number(spec, fields[0], float, _FORMS)
     option, _, seed = (fields[1] if len(fields) > 1 else "seed=0").partition("=")
     if option != "seed" or not seed.isdecimal():
         raise ValueError(f"task '{spec}': expected {_FORMS['random']}.")
@@ -191,14 +194,3 @@ def _numbers_of(spec: str, kind: str, texts: list[str], ids: np.ndarray) -> np.n
             hint = f"did you mean '{near}'?" if near else f"there are {len(ids)}, such as {ids[0]}."
             raise ValueError(f"task '{spec}': no {kind} is called '{text}'; {hint}")
     return np.array(sorted({known[text] for text in texts}), np.int64)
-
-
-def _read(spec: str, text: str, kind: type) -> int | float:
-    try:
-        return kind(text)
-    except ValueError:
-        noun = {int: "an integer", float: "a number"}[kind]
-        raise ValueError(
-            f"task '{spec}': expected {noun}, got '{text}'; the form is "
-            f"{_FORMS[spec.split(':')[0]]}."
-        ) from None

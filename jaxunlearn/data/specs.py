@@ -3,7 +3,7 @@
 Text is data; nothing of it is evaluated. `parse_task(source, task.name)` gives a task back.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxunlearn.data.selections import (
@@ -70,26 +70,29 @@ def parse_task(source: Source, spec: str) -> Task:
     if kind == "subclass":
         return subclass_task(source, values, **options)
     if kind == "random":
-        seed = _read(spec, options.pop("seed", "0"), int)
-        return random_task(source, _read(spec, body, float), seed=seed, **options)
+        seed = read_number(spec, options.pop("seed", "0"), int, _FORMS)
+        return random_task(source, read_number(spec, body, float, _FORMS), seed=seed, **options)
     if kind == "ids":
-        return index_task(source, [_read(spec, value, int) for value in values], **options)
+        return index_task(
+            source, [read_number(spec, value, int, _FORMS) for value in values], **options
+        )
     column, equals, value = body.partition("=")
     if not equals:
         raise ValueError(f"task '{spec}': expected {_FORMS[kind]}.")
     if column not in source.label_names:
         return group_task(
-            source, column, [_read(spec, v, int) for v in value.split(",")], **options
+            source, column, [read_number(spec, v, int, _FORMS) for v in value.split(",")], **options
         )
     return group_task(source, column, value.split(","), **options)
 
 
-def _read(spec: str, text: str, kind: Callable[[str], Any]) -> Any:
+def read_number(spec: str, text: str, kind: Callable[[str], Any], forms: Mapping[str, str]) -> Any:
+    """kind(text), or a `ValueError` that says what form the specification has."""
     try:
         return kind(text)
     except ValueError:
         noun = {int: "an integer", float: "a number"}[kind]
         raise ValueError(
             f"task '{spec}': expected {noun}, got '{text}'; the form is "
-            f"{_FORMS[spec.split(':')[0]]}."
+            f"{forms[spec.split(':')[0]]}."
         ) from None

@@ -209,13 +209,19 @@ def alternate(
             continue
         gradient, bound = float(found.gradient), tolerance * size(found.here)
         done = done._replace(gradient=gradient, bound=bound)
-        if gradient <= bound and rule.solver.name == "cholesky":
-            return found.here, done._replace(converged=True)
-        if gradient <= bound:  # users were not solved exactly: look at both sides
-            gradient = float(measured(state, rule._replace(solver=EXACT))[1])
-            if gradient <= bound:
-                return state, done._replace(gradient=gradient, converged=True)
+        if gradient <= bound:
+            exactly = rule.solver.name == "cholesky"
+            best, ended = _looked_at(found.here if exactly else state, rule, done)
+            if ended.converged or exactly:
+                return best, ended
     return state, done
+
+
+def _looked_at(state: ALSState, rule: Rule, done: Progress) -> tuple[ALSState, Progress]:
+    """Whether the gradient of both sides is small: that of solved users is rounding, but not 0."""
+    gradient = float(measured(state, rule._replace(solver=EXACT))[1])
+    small = done.bound is not None and gradient <= done.bound
+    return state, done._replace(gradient=gradient, converged=small)
 
 
 class _Trial(NamedTuple):
@@ -260,7 +266,7 @@ def polish(
         gradient, bound = float(found.gradient), tolerance * size(found.here)
         done = done._replace(gradient=gradient, bound=bound)
         if gradient <= bound:
-            return found.here, done._replace(converged=True)
+            return _looked_at(found.here, rule, done)
         state, trial = found.after, None
         if done.sweeps < warm:
             continue

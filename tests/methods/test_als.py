@@ -514,6 +514,19 @@ def single(accelerate):
     )
 
 
+def test_what_is_said_of_the_gradient_is_of_both_sides_and_rounding_is_no_convergence():
+    """A tolerance that float32 cannot reach: items may look solved, users never are."""
+    made = als(rank=2, regularisation=2.0)
+    begun = made.init(R, jax.random.key(0))
+    for tolerance in (1e-3, 1e-12):
+        state, report = made.fit(begun, sweeps=60, tolerance=tolerance)
+        assert report.converged == (float(made.gradient(state)) <= report.bound)
+        assert report.converged == (tolerance == 1e-3)
+        assert report.guarantee == ("exact(0.001)" if report.converged else "empirical")
+        if report.converged:
+            assert report.gradient == float(made.gradient(state))
+
+
 @pytest.mark.parametrize("accelerate", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_single_precision_reaches_its_own_tolerance(accelerate):
     made, (state, report) = single(accelerate)

@@ -178,6 +178,7 @@ def als(
     | more deletions, of any number and kind      | same shapes: nothing is compiled again         |
     | one device or several                       | the same to rounding                           |
     | the tolerance not reached                   | converged False, guarantee "empirical"         |
+    | a tolerance below the rounding of a solve   | stops there, the same; `gradient` has the rest |
 
     Cost: a sweep 2 N K^2 + (U + I) K^3 / 3 multiplications, memory of the factors and of 2.5 N
       places; "rows" the same for the affected rows alone. Newton steps hold (U + I) K^2 numbers
@@ -274,17 +275,14 @@ def als(
         if count < 1:
             raise ValueError(f"als: expected count >= 1, got {count}.")
         table = np.array(_table(state, jnp.asarray(wanted), rule))
-        known = np.asarray(state.entries.weight)[:-1] > 0
-        u, i = np.asarray(state.pair)[:, known]
-        order = np.argsort(wanted, kind="stable")
-        for repeat in range(len(wanted) - len(np.unique(wanted)) + 1):
-            place = np.searchsorted(wanted[order], u) + repeat
-            mine = place < len(order)
-            mine[mine] = wanted[order[place[mine]]] == u[mine]
-            table[order[place[mine]], i[mine]] = -np.inf
-        table = np.pad(
-            table, ((0, 0), (0, max(0, count - table.shape[1]))), constant_values=-np.inf
-        )
+        distinct, back = np.unique(wanted, return_inverse=True)
+        pair = np.asarray(state.pair)
+        theirs = (np.asarray(state.entries.weight)[:-1] > 0) & np.isin(pair[0], distinct)
+        rated = np.zeros((len(distinct), table.shape[1]), bool)
+        rated[np.searchsorted(distinct, pair[0, theirs]), pair[1, theirs]] = True
+        table[rated[back]] = -np.inf
+        short = max(0, count - table.shape[1])
+        table = np.pad(table, ((0, 0), (0, short)), constant_values=-np.inf)
         best = np.argsort(-table, axis=1, kind="stable")[:, :count]
         scores = np.take_along_axis(table, best, axis=1)
         return np.where(np.isfinite(scores), best, -1), scores
