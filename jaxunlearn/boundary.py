@@ -19,7 +19,7 @@ from jaxunlearn.losses import check_labels, check_per_example, num_classes
 from jaxunlearn.model import Model
 from jaxunlearn.typing import Batch, Data, Params
 
-FIELDS = ("forget", "retain", "adjacent")
+FIELDS = ("forget", "retain", "adjacent", "held_out")
 MODEL_FUNCTIONS = ("init", "train", "features")
 NEEDS = frozenset((*FIELDS, *MODEL_FUNCTIONS, "labels", "key"))
 _UNLABELLED_COLUMNS = ("x", "id", "weight")
@@ -108,9 +108,10 @@ def check_values(
                     f"{name}: params{jax.tree_util.keystr(path)} holds NaN or Inf. "
                     "Was this model trained to divergence?"
                 )
-    if isinstance(request.forget, InMemory) and isinstance(request.retain, InMemory):
-        if not is_traced((request.forget, request.retain)):
-            check_disjoint(request.forget, request.retain)
+    for field in ("retain", *({"held_out"} & needs)):
+        both = request.forget, getattr(request, field)
+        if all(isinstance(data, InMemory) for data in both) and not is_traced(both):
+            check_disjoint(*both, name=field)
     return request
 
 
@@ -137,24 +138,24 @@ def _check_labels(name: str, model: Model, params: Params, data: InMemory | Stre
     return dataclasses.replace(data, transform=lambda batch: checked(before(batch)))
 
 
-def check_disjoint(forget: InMemory, retain: InMemory) -> None:
-    """Raises `ValueError` if the two share rows of positive weight.
+def check_disjoint(forget: InMemory, other: InMemory, name: str = "retain") -> None:
+    """Raises `ValueError` if the forget set and the field `name` share rows of positive weight.
 
     Rows are told apart by `"id"` if both have that column, else by the bytes of `"x"` (and `"y"`).
     """
-    if "id" in forget and "id" in retain:
-        first, second = (np.asarray(d["id"])[_counting(d)] for d in (forget, retain))
+    if "id" in forget and "id" in other:
+        first, second = (np.asarray(d["id"])[_counting(d)] for d in (forget, other))
         shared = np.intersect1d(first, second)
         if shared.size:
-            raise ValueError(f"forget and retain overlap in {shared.size} ids, first {shared[0]}.")
+            raise ValueError(f"forget and {name} overlap in {shared.size} ids, first {shared[0]}.")
         return
-    columns = [c for c in ("x", "y") if c in forget and c in retain]
+    columns = [c for c in ("x", "y") if c in forget and c in other]
     seen = set(_contents(forget, columns))
-    for place, content in enumerate(_contents(retain, columns)):
+    for place, content in enumerate(_contents(other, columns)):
         if content in seen:
-            row = _counting(retain)[place]
+            row = _counting(other)[place]
             raise ValueError(
-                f"forget and retain overlap: row {row} of retain has the content of a forget row. "
+                f"forget and {name} overlap: row {row} of {name} has the content of a forget row. "
                 "If they are different examples, give both an 'id' column."
             )
 

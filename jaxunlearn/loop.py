@@ -14,11 +14,12 @@ import enum
 import itertools
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxunlearn.data.streams import InMemory
@@ -61,9 +62,11 @@ class Plan:
 
     loss: Callable  # of the Objective
     outcome: Callable  # of the Objective
+    extras: Callable | None  # of the Objective
     tx: optax.GradientTransformation
     names: tuple[str, ...]
-    epoch: int  # steps per epoch of the first stream
+    batches: tuple[int, ...]  # of one pass over each stream
+    turns: tuple[tuple[str, ...], ...]  # passes over one stream at a time; () if all go together
     total: int
     shuffle: Callable[[Key, int], Array] | None
     stop: Callable[[Step], Array] | None
@@ -71,7 +74,43 @@ class Plan:
     watch: Callable[[Step], None] | None  # a progress callback inside a trace
 
     def ends_epoch(self, step: Any) -> Any:
-        return ((step + 1) % self.epoch == 0) | (step + 1 == self.total)
+        if self.turns:
+            return jnp.asarray(self.timetable.ends)[step]
+        return ((step + 1) % self.batches[0] == 0) | (step + 1 == self.total)
+
+    def epoch_end(self, step: int) -> int:
+        """The first end of an epoch after `step` steps, in steps."""
+        if self.turns:
+            return step + 1 + int(np.argmax(self.timetable.ends[step:]))
+        return min((step // self.batches[0] + 1) * self.batches[0], self.total)
+
+    @property
+    def timetable(self) -> "Timetable":
+        return _timetable(self.turns, self.names, self.batches)
+
+
+class Timetable(NamedTuple):
+    """Whose turn it is in each step of a run with turns; NumPy arrays (total,)."""
+
+    stream: np.ndarray  # int32, place in `names`
+    batch: np.ndarray  # int32, of that stream
+    passes: np.ndarray  # int32, over that stream, made before this one
+    ends: np.ndarray  # bool, the step is the last of an epoch
+
+
+@lru_cache
+def _timetable(
+    turns: tuple[tuple[str, ...], ...], names: tuple[str, ...], batches: tuple[int, ...]
+) -> Timetable:
+    rows, made = [], dict.fromkeys(names, 0)
+    for epoch in turns:
+        for name in epoch:
+            place = names.index(name)
+            rows += [(place, batch, made[name], False) for batch in range(batches[place])]
+            made[name] += 1
+        rows[-1] = (*rows[-1][:3], True)
+    stream, batch, passes, ends = np.array(rows, np.int32).reshape(-1, 4).T
+    return Timetable(stream, batch, passes, ends.astype(bool))
 
 
 def start(plan: Plan, objective: Objective, params: Params) -> FitState:
@@ -135,8 +174,17 @@ def _update(
         return _scalar(loss, "the objective's loss"), objective
 
     (loss, objective), grads = jax.value_and_grad(value, has_aux=True)(state.params)
+    extras = {}
+    if plan.extras is not None:
+        extras = plan.extras(state.params, batches, state.objective, key)
     updates, opt_state = optax.with_extra_args_support(plan.tx).update(
-        grads, state.opt_state, state.params, value=loss, grad=grads, value_fn=lambda p: value(p)[0]
+        grads,
+        state.opt_state,
+        state.params,
+        value=loss,
+        grad=grads,
+        value_fn=lambda p: value(p)[0],
+        **extras,
     )
     params = optax.apply_updates(state.params, updates)
 
@@ -175,26 +223,39 @@ def scan_steps(
 ) -> tuple[FitState, Array]:
     """Steps first .. first + length - 1 over in-memory data: (state, losses (length,) float32)."""
 
-    def order_at(name: str, step: Any) -> Array:
-        stream = data[name]
-        return _order(plan, key, name, step // stream.num_batches, stream.num_examples)
+    def order_at(name: str, passes: Any) -> Array:
+        return _order(plan, key, name, passes, data[name].num_examples)
+
+    def read(name: str, order: Array, batch: Any, passes: Any, step: Any) -> tuple[Batch, Array]:
+        """Batch number `batch` of a pass, and the order of that pass."""
+        fresh = (batch == 0) | (step == first)
+        order = jax.lax.cond(fresh, partial(order_at, name, passes), lambda: order)
+        return data[name].batch(batch, order), order
+
+    def together(state: FitState, orders: dict, step: Array) -> tuple:
+        batches = {}
+        for name, order in orders.items():
+            count = data[name].num_batches
+            batches[name], orders[name] = read(name, order, step % count, step // count, step)
+        batches = {name: batches[name] for name in plan.names}
+        state, loss = _update(plan, state, batches, key, step)
+        return (state, orders), loss
+
+    def alone(name: str, state: FitState, orders: dict, step: Array) -> tuple:
+        table = plan.timetable
+        batch, passes = jnp.asarray(table.batch)[step], jnp.asarray(table.passes)[step]
+        batch, order = read(name, orders[name], batch, passes, step)
+        state, loss = _update(plan, state, {name: batch}, key, step)
+        return (state, orders | {name: order}), loss
 
     def body(carry: tuple, step: Array) -> tuple:
         state, orders = carry
-        orders = {
-            name: jax.lax.cond(
-                (step % data[name].num_batches == 0) | (step == first),
-                partial(order_at, name, step),
-                lambda order=order: order,
-            )
-            for name, order in orders.items()
-        }
-        batches = {
-            name: data[name].batch(step % data[name].num_batches, orders[name])
-            for name in plan.names
-        }
-        state, loss = _update(plan, state, batches, key, step)
-        return (state, orders), loss
+        if not plan.turns:
+            return together(state, dict(orders), step)
+        turn = jnp.asarray(plan.timetable.stream)[step]
+        return jax.lax.switch(
+            turn, [partial(alone, name) for name in plan.names], state, dict(orders), step
+        )
 
     kinds = {name: jax.eval_shape(partial(order_at, name), first) for name in plan.names}
     orders = {name: jnp.zeros(kind.shape, kind.dtype) for name, kind in kinds.items()}
@@ -216,10 +277,10 @@ def scan_chunks(
     progress: Callable[[Step], None] | None,
 ) -> tuple[FitState, Array]:
     """`scan_steps` from the host: an epoch at a time if somebody watches or may stop it."""
-    size = plan.total if progress is None and plan.stop is None else plan.epoch
+    whole = progress is None and plan.stop is None
     losses, done = [], first
     while done < plan.total:
-        length = min(size - done % size, plan.total - done)
+        length = (plan.total if whole else plan.epoch_end(done)) - done
         state, chunk = _scan_jit(plan, length, state, data, key, jnp.int32(done))
         losses, done = [*losses, chunk], done + length
         if progress is not None:
@@ -241,7 +302,8 @@ def feed_steps(
     feeds = {name: _passes(plan, name, stream, key) for name, stream in data.items()}
     losses = []
     for step in range(plan.total):
-        batches = {name: next(feed) for name, feed in feeds.items()}
+        names = [plan.names[plan.timetable.stream[step]]] if plan.turns else plan.names
+        batches = {name: next(feeds[name]) for name in names}
         if step < first:  # a resumed run reads past what it has seen
             continue
         state, loss = _update_jit(plan, state, batches, key, jnp.int32(step))

@@ -9,7 +9,7 @@ take and return Methods.
 
 | `needs` may name         | what the method gets                                          |
 |--------------------------|---------------------------------------------------------------|
-| forget, retain, adjacent | that field of the Request                                     |
+| forget, retain, adjacent, held_out | that field of the Request                           |
 | labels                   | the column `"y"` of those Data, and with it `model.loss`      |
 | key                      | the random key (without it the method must be deterministic)  |
 | init, train, features    | that function of the Model                                    |
@@ -24,7 +24,8 @@ What the boundary does, in order, to every method:
 | `model.loss` is not per example           | `ValueError`                              |
 | labels outside [0, C)                     | `ValueError` naming the row               |
 | NaN or Inf in params                      | `ValueError` naming the leaf              |
-| forget and retain share rows              | `ValueError` (by `"id"`, else by content) |
+| forget and retain share rows, or forget   | `ValueError` (by `"id"`, else by content) |
+| and a held_out that is read               |                                           |
 | result of another tree, shape or dtype    | `TypeError` naming the leaf               |
 
 Rows of weight 0 are padding, and nothing is asked of them. Checks of values are host-side and are
@@ -93,6 +94,7 @@ class Request(NamedTuple):
     forget: Data
     retain: Data | None = None
     adjacent: Data | None = None  # the part of retain that resembles forget
+    held_out: Data | None = None  # of forget's kind, and never trained on
 
 
 class Unlearned(NamedTuple):

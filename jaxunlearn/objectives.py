@@ -3,9 +3,10 @@
     Objective.init(params) -> state
     Objective.loss(params, batches, state, key) -> (value (), state)
     Objective.outcome(params, state) -> what the run hands out; the params themselves unless said
+    Objective.extras(params, batches, state, key) -> further arguments of `tx.update`, if any
 
 `batches` maps stream names ("retain", "forget", "adjacent", or "data") to one Batch each, all of
-the same global step. State holds what a plain loss cannot: running statistics, dual variables,
+the same global step (in a run with `turns`, the one stream whose turn it is). State holds what a plain loss cannot: running statistics, dual variables,
 adaptive weights. Builders take a `Model` and return an Objective, so that `descent(builder, tx)`
 can be written before the model is known; `functools.partial` binds their hyper-parameters.
 
@@ -44,6 +45,7 @@ class Objective(NamedTuple):
     init: Callable[[Params], Any]  # params -> state, any pytree (() if there is none)
     loss: Callable[[Params, Batches, Any, Key], tuple[Array, Any]]  # -> value [] float, new state
     outcome: Callable[[Params, Any], Params] = params_alone  # (params, state) -> result of a run
+    extras: Callable[[Params, Batches, Any, Key], dict[str, Any]] | None = None  # for `tx.update`
 
 
 @dataclasses.dataclass(frozen=True)

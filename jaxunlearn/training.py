@@ -9,8 +9,8 @@ where `progress` or `stop` want to know); with streaming Data the host feeds bat
 step. See `jaxunlearn.loop` for why none of this changes what is computed.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,8 @@ from jaxunlearn.losses import check_labels, check_per_example, num_classes
 from jaxunlearn.model import Model, split_statistics
 from jaxunlearn.objectives import Objective, training
 from jaxunlearn.typing import Array, Data, Key, Params, check_key
+
+Turns: TypeAlias = Sequence[Sequence[str]]  # epochs, each of passes over one stream after another
 
 
 class FitInfo(NamedTuple):
@@ -55,6 +57,7 @@ def fit(
     key: Key,
     epochs: int | None = None,
     steps: int | None = None,
+    turns: Turns | None = None,
     shuffle: bool | Callable[[Key, int], Array] = True,
     stop: Callable[[Step], Array] | None = None,
     score: Callable[[Params], Array] | None = None,
@@ -69,10 +72,13 @@ def fit(
         `optax.contrib.reduce_on_plateau` does) or for a line search get it.
       params: start, any pytree of float arrays.
       data: one Data (the stream "data"), or several by name. An epoch is one pass over the FIRST;
-        the others cycle. Every row of an epoch is seen once; a short last batch is padded with
-        weight 0, never dropped.
+        the others cycle, unless there are `turns`. Every row of an epoch is seen once; a short last
+        batch is padded with weight 0, never dropped.
       key: typed key; orders the examples and feeds the objective.
-      epochs, steps: length of the run; exactly one of them, an integer >= 0.
+      epochs, steps: length of the run, an integer >= 0; exactly one of epochs, steps and turns.
+      turns: epochs of passes over one stream at a time, as in (("forget", "retain"), ("retain",)):
+        each name is a whole pass over that stream, in its own batches, and a step's `batches` then
+        holds that stream alone.
       shuffle: True (a fresh permutation each epoch), False (stored order), or a function
         (key, n) -> permutation (n,). Streaming Data keep their own order.
       stop: Step -> bool []; the run freezes after the first step for which it is true.
@@ -87,9 +93,9 @@ def fit(
       `Fitted(params, info, state)`.
 
     Raises:
-      ValueError: neither or both of epochs and steps; no stream, or an empty one; a loss, score or
-        stop that is not scalar; a permutation of the wrong shape; a state beyond the end of the
-        run.
+      ValueError: not exactly one of epochs, steps and turns; a turn of an unknown stream; no
+        stream, or an empty one; a loss, score or stop that is not scalar; a permutation of the
+        wrong shape; a state beyond the end of the run.
       TypeError: a stream that can be read only once; a key that is not a single typed key;
         streaming data or `resume` inside `jit` or `vmap`.
 
@@ -115,8 +121,8 @@ def fit(
     """
     check_key("fit", key)
     streams = _streams(data)
-    epoch = next(iter(streams.values())).num_batches
-    total = _length(epochs, steps, epoch)
+    sizes = {name: stream.num_batches for name, stream in streams.items()}
+    total = _length(epochs, steps, turns, sizes)
     arrays = {name: s for name, s in streams.items() if isinstance(s, InMemory)}
     in_device = len(arrays) == len(streams)
     # Inside `jit` even a constant is traced, so the last one tells where nothing else does.
@@ -130,9 +136,11 @@ def fit(
     plan = Plan(
         loss=objective.loss,
         outcome=objective.outcome,
+        extras=objective.extras,
         tx=tx,
-        names=tuple(streams),
-        epoch=epoch,
+        names=tuple(sizes),
+        batches=tuple(sizes.values()),
+        turns=tuple(tuple(epoch) for epoch in turns or ()),
         total=total,
         shuffle=jax.random.permutation if shuffle is True else (shuffle or None),
         stop=stop,
@@ -168,18 +176,27 @@ def _streams(data: Any) -> dict[str, Any]:
     return streams
 
 
-def _length(epochs: Any, steps: Any, epoch: int) -> int:
-    if (epochs is None) == (steps is None):
+def _length(epochs: Any, steps: Any, turns: Turns | None, sizes: Mapping[str, int]) -> int:
+    """Steps of the whole run."""
+    if sum(length is not None for length in (epochs, steps, turns)) != 1:
         raise ValueError(
-            f"fit: give exactly one of epochs and steps, got epochs={epochs}, steps={steps}."
+            f"fit: give exactly one of epochs, steps and turns, got epochs={epochs}, "
+            f"steps={steps}, turns={turns}."
         )
+    if turns is not None:
+        unknown = [name for epoch in turns for name in epoch if name not in sizes]
+        if unknown or not all(turns):
+            raise ValueError(
+                f"fit: every turn must be a tuple of names among {sorted(sizes)}, got {turns}."
+            )
+        return sum(sizes[name] for epoch in turns for name in epoch)
     length = epochs if steps is None else steps
     if isinstance(length, bool) or not isinstance(length, int | np.integer) or length < 0:
         raise ValueError(
             "fit: the length of a run must be an integer >= 0, "
             f"got epochs={epochs!r}, steps={steps!r}."
         )
-    return int(length) * (epoch if steps is None else 1)
+    return int(length) * (next(iter(sizes.values())) if steps is None else 1)
 
 
 def _first_step(resume: FitState, total: int) -> int:

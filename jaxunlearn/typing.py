@@ -12,6 +12,7 @@ A row whose weight is 0 is padding: it contributes exactly 0 to every loss, grad
 metric. A row of weight 2 counts as the same row twice.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -51,4 +52,39 @@ def check_key(where: str, key: Any) -> None:
         raise TypeError(
             f"{where}: expected one typed key, jax.random.key(seed), got {came}. "
             "For several keys see jaxunlearn.ensemble."
+        )
+
+
+def check_between(
+    where: str,
+    what: str,
+    value: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Raises `ValueError` unless `value` is a finite number within the bounds that are given.
+
+    A traced value passes: its number is not known yet. So builders that check with this can be
+    swept, `jax.vmap` over their arguments.
+
+    Example:
+      >>> check_between("ssd", "alpha", 1.5, above=0)
+    """
+    if isinstance(value, jax.core.Tracer):
+        return
+    number = float(value)
+    bounds = {">=": at_least, ">": above, "<=": at_most, "<": below}
+    kept = {
+        ">=": at_least is None or number >= at_least,
+        ">": above is None or number > above,
+        "<=": at_most is None or number <= at_most,
+        "<": below is None or number < below,
+    }
+    if not all(kept.values()) or not math.isfinite(number):
+        asked = " and ".join(f"{sign} {b:g}" for sign, b in bounds.items() if b is not None)
+        raise ValueError(
+            f"{where}: {what} must be a finite number{asked and ' '}{asked}, got {value}."
         )

@@ -409,8 +409,14 @@ def test_a_run_that_has_ended_is_not_watched_any_longer():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"epochs": None}, ValueError, "exactly one of epochs and steps, got epochs=None"),
-        ({"steps": 3}, ValueError, "exactly one of epochs and steps, got epochs=4, steps=3"),
+        ({"epochs": None}, ValueError, "exactly one of epochs, steps and turns, got epochs=None"),
+        (
+            {"epochs": None, "turns": (("data",), ("dta",))},
+            ValueError,
+            r"every turn must be a tuple of names among \['data'\]",
+        ),
+        ({"epochs": None, "turns": ((),)}, ValueError, "every turn must be a tuple of names"),
+        ({"steps": 3}, ValueError, "exactly one of epochs, steps and turns, got epochs=4, steps=3"),
         ({"epochs": -1}, ValueError, "integer >= 0, got epochs=-1"),
         ({"epochs": 1.5}, ValueError, "integer >= 0, got epochs=1.5"),
         ({"epochs": True}, ValueError, "integer >= 0, got epochs=True"),
@@ -438,6 +444,111 @@ def test_a_run_that_has_ended_is_not_watched_any_longer():
 def test_a_run_that_makes_no_sense_is_refused_by_name(options, error, message):
     with pytest.raises(error, match=message):
         run(**options)
+
+
+# ------------------------------------------------------------------------------------------- turns
+
+TURNS = (("a", "b"), ("b",), ("a", "b"))
+TWO = {"a": in_memory(rows(3, seed=1), 2), "b": DATA}  # 2 and 3 batches
+
+
+def noisy_turn(params, batches, key):
+    """Ascends on "a" and descends on "b", whichever has its turn."""
+    (name,) = batches
+    noise = jax.random.normal(key, (2,)) @ params["w"]
+    mean = losses.weighted_mean(LINEAR.loss(params, batches[name]), batches[name])
+    return (mean if name == "b" else -0.1 * mean) + 0.1 * noise
+
+
+def record_turns(params, batches, state, key):
+    """The state counts the rows of "a" and of "b" that were seen, and sums their first entries."""
+    (name,) = batches
+    weight = batches[name]["weight"]
+    seen = jnp.stack([weight.sum(), weight @ batches[name]["x"][:, 0]])
+    return params["w"].sum() * 0, state | {name: state[name] + seen}
+
+
+def run_turns(**options):
+    return run(**({"objective": objectives.stateless(noisy_turn), "data": TWO, "epochs": None,
+                   "turns": TURNS} | options))  # fmt: skip
+
+
+def test_in_every_turn_each_row_of_that_stream_is_seen_once():
+    counter = Objective(lambda p: {"a": jnp.zeros(2), "b": jnp.zeros(2)}, record_turns)
+    out = run_turns(objective=counter)
+    assert out.info.losses.shape == (2 * 2 + 3 * 3,)
+    for name, passes in (("a", 2), ("b", 3)):
+        column = TWO[name]["x"][:, 0]
+        expected = passes * np.array([len(column), column.sum()])
+        np.testing.assert_allclose(out.state.objective[name], expected, rtol=1e-5)
+
+
+def test_turns_are_runs_of_one_stream_after_another_with_one_optimiser():
+    """By hand: the same objective on each stream alone, in stored order, plain SGD."""
+    tx, plain = optax.sgd(0.05), objectives.stateless(lambda p, b, k: noisy_turn(p, b, KEY))
+    expected = START
+    for name in (name for epoch in TURNS for name in epoch):
+        expected = run(plain, tx, expected, {name: TWO[name]}, epochs=1, shuffle=False).params
+    out = run_turns(objective=plain, tx=tx, shuffle=False).params
+    chex.assert_trees_all_close(out, expected, rtol=1e-5)
+
+
+def test_turns_do_not_depend_on_how_they_are_driven():
+    whole = run_turns().params
+    jitted = jax.jit(lambda p, k: run_turns(params=p, key=k).params)(START, KEY)
+    chex.assert_trees_all_close(jitted, whole, rtol=1e-5)
+    watched = []
+    chex.assert_trees_all_equal(run_turns(progress=watched.append).params, whole)
+    assert [int(step.step) for step in watched] == [5, 8, 13]  # where epochs end
+    streamed = {name: from_batches([b for b in data]) for name, data in TWO.items()}
+    chex.assert_trees_all_close(
+        run_turns(data=streamed).params, run_turns(shuffle=False).params, rtol=1e-5
+    )
+    half = run_turns(turns=TURNS[:2])
+    chex.assert_trees_all_equal(run_turns(resume=half.state).params, whole)
+
+
+def test_turns_of_stacked_models_stay_separate():
+    starts = jax.tree.map(lambda p: jnp.stack([p, p + 1]), START)
+    both = jax.jit(jax.vmap(lambda p: run_turns(params=p).params))(starts)
+    second = run_turns(params=jax.tree.map(lambda p: p[1], starts)).params
+    chex.assert_trees_all_close(jax.tree.map(lambda p: p[1], both), second, rtol=1e-5)
+
+
+def test_no_turns_no_change():
+    chex.assert_trees_all_equal(run_turns(turns=()).params, START)
+
+
+def test_the_best_params_are_looked_for_where_epochs_end():
+    scores = []
+
+    def score(params):
+        jax.debug.callback(lambda w: scores.append(float(w)), params["w"][0])
+        return params["w"][0]
+
+    run_turns(score=score)
+    jax.effects_barrier()
+    assert len(scores) == 1 + len(TURNS)
+
+
+# ------------------------------------------------------------------------------------------ extras
+
+
+def test_extras_reach_the_transformation_with_the_params_and_the_state_before_the_step():
+    def update(updates, state, params=None, *, second, **others):
+        del others
+        chex.assert_trees_all_equal_shapes(updates, params)
+        return jax.tree.map(lambda u, s: u - s, updates, second), state
+
+    tx = optax.GradientTransformationExtraArgs(lambda p: optax.EmptyState(), update)
+    objective = Objective(
+        lambda p: jnp.float32(1),
+        lambda p, b, s, k: (0.5 * jnp.sum(p["w"] ** 2) + 0 * p["b"], s + 1),
+        extras=lambda p, b, s, k: {"second": jax.tree.map(lambda leaf: s * leaf, p)},
+    )
+    out = run(objective, tx, steps=2, epochs=None).params["w"]
+    # w <- w + (w - 1 w) = w, then w <- w + (w - 2 w) = 0
+    np.testing.assert_allclose(out, 0, atol=1e-7)
 
 
 def test_a_state_beyond_the_end_of_the_run_is_refused():

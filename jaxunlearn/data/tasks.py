@@ -111,14 +111,19 @@ class Task:
         return self.data("train", "retain", batch_size)
 
     def request(self, batch_size: int = 256) -> "Request":
-        """The Request for a Method: forget, retain (which includes adjacent), adjacent or None."""
+        """The Request for a Method: forget, retain (which includes adjacent), adjacent or None, and
+        held_out: validation examples of the forgotten kind, or all where kinds cannot be told.
+        """
         from jaxunlearn.method import Request  # method builds on this package
 
         adjacent = "adjacent" in self.train_parts
+        kind = "forget" if "forget" in self.validation_parts else "retain"
+        unseen = len(self.validation_parts[kind]) > 0
         return Request(
             forget=self.data("train", "forget", batch_size),
             retain=self.oracle_data(batch_size),
             adjacent=self.data("train", "adjacent", batch_size) if adjacent else None,
+            held_out=self.data("validation", kind, batch_size) if unseen else None,
         )
 
     @functools.cached_property

@@ -34,7 +34,7 @@ def unlearn(method, case, request=None, key=KEY):
 
 @pytest.mark.parametrize("given", [{}, {"epochs": 1, "steps": 1}])
 def test_a_descent_has_exactly_one_length(given):
-    with pytest.raises(ValueError, match="half: give exactly one of epochs and steps"):
+    with pytest.raises(ValueError, match="half: give exactly one of epochs, steps and turns"):
         ju.descent(objectives.ascent, TX, name="half", **given)
 
 

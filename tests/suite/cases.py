@@ -62,7 +62,14 @@ def columns() -> dict[str, np.ndarray]:
 
 def request(batch_size: int = 6) -> ju.Request:
     data = ju.data.in_memory(columns(), batch_size)
-    return ju.Request(forget=data.take(np.arange(8)), retain=data.take(np.arange(8, 24)))
+    fresh = np.random.default_rng(4).standard_normal((6, 4)).astype(np.float32)
+    unseen = {"x": fresh, "y": np.arange(6, dtype=np.int32) % 3, "id": np.arange(6) + 200}
+    return ju.Request(
+        forget=data.take(np.arange(8)),
+        retain=data.take(np.arange(8, 24)),
+        adjacent=data.take(np.arange(8, 14)),
+        held_out=ju.data.in_memory(unseen, batch_size),
+    )
 
 
 def mlp(params: Any, batch: Any) -> jax.Array:

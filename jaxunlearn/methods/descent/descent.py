@@ -13,7 +13,7 @@ import optax
 from jaxunlearn.method import EMPIRICAL, Method, Request, Unlearned, method
 from jaxunlearn.model import Model
 from jaxunlearn.objectives import Objective
-from jaxunlearn.training import Step, fit
+from jaxunlearn.training import Step, Turns, fit
 from jaxunlearn.typing import Array, Data, Key, Params
 
 
@@ -28,6 +28,7 @@ def descent(
     *,
     epochs: int | None = None,
     steps: int | None = None,
+    turns: Turns | None = None,
     on: tuple[str, ...] = ("retain", "forget"),
     streams: Callable[[Request], dict[str, Data]] | None = None,
     shuffle: bool | Callable[[Request], Callable[[Key, int], Array]] = True,
@@ -40,8 +41,8 @@ def descent(
     Args:
       objective: Model -> Objective over the streams.
       tx: optax transformation, schedules included.
-      epochs, steps: length; exactly one. An epoch is one pass over the first stream, the others
-        cycle.
+      epochs, steps, turns: length, as in `fit`; exactly one. An epoch is one pass over the first
+        stream, the others cycle; with turns it is what they say.
       on: fields of the request that the objective reads, the first one counts the epochs.
       streams: request -> named streams, if they are not just the fields `on` under their own names.
       shuffle: as in `fit`; a function takes the request first.
@@ -54,11 +55,11 @@ def descent(
       info is a `training.FitInfo`; the params after each epoch are candidates for `keep_best`.
 
     Raises:
-      ValueError: neither or both of epochs and steps, or a negative one.
+      ValueError: not exactly one of epochs, steps and turns, or a negative one.
 
     | edge case                | result                                                            |
     |--------------------------|-------------------------------------------------------------------|
-    | epochs = 0               | params bit-identical                                              |
+    | epochs = 0, turns = ()   | params bit-identical                                              |
     | divergence               | last finite params, `info.status == Status.DIVERGED`              |
 
     Example:
@@ -68,12 +69,13 @@ def descent(
       >>> sorted(half.needs)
       ['forget', 'key', 'labels', 'retain']
     """
-    if (epochs is None) == (steps is None):
+    if sum(length is not None for length in (epochs, steps, turns)) != 1:
         raise ValueError(
-            f"{name}: give exactly one of epochs and steps, got epochs={epochs}, steps={steps}."
+            f"{name}: give exactly one of epochs, steps and turns, got epochs={epochs}, "
+            f"steps={steps}, turns={turns}."
         )
-    if (length := steps if epochs is None else epochs) < 0:  # type: ignore[operator]
-        raise ValueError(f"{name}: the length of a run must be >= 0, got {length}.")
+    if min(epochs or 0, steps or 0) < 0:
+        raise ValueError(f"{name}: the length of a run must be >= 0, got {epochs or steps}.")
 
     def unlearn(
         model: Model,
@@ -91,6 +93,7 @@ def descent(
             key=key,
             epochs=epochs,
             steps=steps,
+            turns=turns,
             shuffle=shuffle(request) if callable(shuffle) else shuffle,
             stop=stop,
             score=score,

@@ -103,9 +103,11 @@ def gradient_trainer(model: Model, tx: optax.GradientTransformation, *, epochs: 
         made = Plan(
             loss=objective.loss,
             outcome=objective.outcome,
+            extras=objective.extras,
             tx=tx,
             names=("data",),
-            epoch=epoch,
+            batches=(epoch,),
+            turns=(),
             total=epochs * epoch,
             shuffle=shuffle,
             stop=None,
