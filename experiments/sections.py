@@ -22,7 +22,7 @@ _METRICS = {
     "prediction_agreement": "agreement",
     "klom": "KLoM",
 }
-_PARTS = ("forget", "forget_test", "adjacent", "adjacent_test", "retain", "test")
+_PARTS = ("forget", "forget_test", "adjacent", "adjacent_test", "remote", "retain", "test")
 
 
 def _title(record: Record) -> str:

@@ -52,6 +52,7 @@ _WORDS = {
     "forget": ("train", "forget", "training examples to forget"),
     "retain": ("train", "retain", "retained training examples"),
     "adjacent": ("train", "adjacent", "retained training examples that resemble them"),
+    "remote": ("train", "remote", "retained training examples that do not"),
     "test": ("test", "retain", "test examples of other kinds"),
     "forget_test": ("test", "forget", "test examples of the forgotten kind"),
     "adjacent_test": ("test", "adjacent", "test examples that resemble them"),
@@ -63,7 +64,7 @@ def parts_of(task: Task, rows: int, seed: int) -> dict[str, Part]:
     choice."""
     found = {}
     for part, (split, name, words) in _WORDS.items():
-        if name not in task.parts(split):
+        if ("adjacent" if name == "remote" else name) not in task.parts(split):
             continue
         columns = task.columns(split, name)
         count = len(columns["y"])

@@ -304,7 +304,11 @@ def test_parts_are_those_of_the_task(digits):
 
 def test_siblings_are_a_part_of_their_own():
     parts = parts_of(data.subclass_task(data.digits("odd_even"), 3), 10_000, seed=0)
-    assert set(parts) == {"forget", "retain", "adjacent", "test", "forget_test", "adjacent_test"}
+    held_out = {"test", "forget_test", "adjacent_test"}
+    assert set(parts) == {"forget", "retain", "adjacent", "remote"} | held_out
+    ids = {part: set(parts[part].columns["id"]) for part in ("retain", "adjacent", "remote")}
+    assert ids["adjacent"] | ids["remote"] == ids["retain"]
+    assert not ids["adjacent"] & ids["remote"]
 
 
 def test_a_random_task_has_no_test_examples_of_the_forgotten_kind(digits):

@@ -12,12 +12,13 @@ from numpy.typing import ArrayLike
 
 from .errors import TooFew
 
-PARTS = ("forget", "retain", "adjacent", "test", "forget_test")
-KEPT = ("retain", "adjacent", "test")  # what should have stayed: collateral is counted on these
+PARTS = ("forget", "retain", "adjacent", "remote", "test", "forget_test")
+KEPT = ("retain", "adjacent", "remote", "test")  # what should have stayed: collateral is counted on these
 NAMES = {
     "forget": "forget data",
     "retain": "retained data",
     "adjacent": "adjacent data",
+    "remote": "remote data",
     "test": "test data",
     "forget_test": "test data of the forgotten kind",
 }

@@ -1,6 +1,6 @@
 """The pictures of a comparison: trade-off, accuracy and energy per part, membership curves.
 
-    trade-off    x = max over retain, adjacent, test of energy(row, oracles) / recipe floor
+    trade-off    x = max over retain, adjacent, remote, test of energy(row, oracles) / recipe floor
                  y = energy(row, oracles) / recipe floor on forget data
 
 Both axes are in recipe floors and symmetric-logarithmic: linear from -1 to 1, where the noise is,

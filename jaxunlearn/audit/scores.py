@@ -1,7 +1,7 @@
 """Two numbers a person can remember: gap closed and collateral, with intervals over models.
 
     gap closed = 1 - energy(method, oracles) / energy(original, oracles)     on the forget part
-    collateral = max over retain, adjacent, test of energy(method, oracles) / floor
+    collateral = max over retain, adjacent, remote, test of energy(method, oracles) / floor
 
 Gap closed is 1 for a method as near to the oracles as a retrained model, 0 for one as far as the
 original, negative beyond. Collateral is in recipe floors (`floors`): below 1 is what an innocent
@@ -30,7 +30,7 @@ class Scores(NamedTuple):
 
     energies: dict[str, float]  # energy(method, oracles) per part, in the unit of the distance
     gap_closed: Interval | None  # None when energy(original, oracles) is not positive
-    collateral: Interval | None  # None without retain, adjacent and test
+    collateral: Interval | None  # None without any of them
 
 
 class _Weights(NamedTuple):

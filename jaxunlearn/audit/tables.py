@@ -25,8 +25,8 @@ from .views import Column, column
 
 UNDEFINED = "undefined"
 NOT_APPLICABLE = "-"
-PART_ORDER = ("forget", "adjacent", "retain", "test", "forget_test", "adjacent_test")
-_TABLE_PARTS = PART_ORDER[:4]
+PART_ORDER = ("forget", "adjacent", "remote", "retain", "test", "forget_test", "adjacent_test")
+_TABLE_PARTS = ("forget", "adjacent", "remote", "retain", "test")
 _LABEL_WIDTH = 18
 
 
@@ -214,6 +214,8 @@ def table(record: Mapping[str, Any], width: int = 116) -> str:
         return "\n".join([*asked, *_wrap(f"NOT INFORMATIVE: {reason}. No score is shown.", width)])
     rows, main = lines(record), column(record)
     measured = [part for part in _TABLE_PARTS if part in record["parts"]]
+    if "remote" in measured:
+        measured.remove("retain")  # it is adjacent and remote together
     names = {"original": "originals", "oracle": "oracles (true retrainings)"}
     sized = ", ".join(f"{row.models} {names[row.role]}" for row in rows if row.role in names)
     unit = " in %" if main.unit == "%" else ""

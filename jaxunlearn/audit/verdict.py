@@ -1,8 +1,9 @@
 """The verdict on a method, rule v1: did it forget, by an exact test and in words?
 
-On each part S (forget, retain, adjacent, test, and test data of the forgotten kind) every model is
-a point (`distances`). A method's models and the oracles (true retrainings) are compared by the
-largest standardised energy over the parts, in an exact permutation test (`energy`). In this order:
+On each part S (forget, retain and its halves adjacent and remote where there are such, test, and
+test data of the forgotten kind) every model is a point (`distances`). A method's models and the
+oracles (true retrainings) are compared by the largest standardised energy over the parts, in an
+exact permutation test (`energy`). In this order:
 
     nothing to forget                    no forget example
     not informative                      there is nothing to measure with (reasons below): no score
@@ -15,8 +16,8 @@ largest standardised energy over the parts, in an exact permutation test (`energ
     elsewhere                            neither: the interval of the displacement holds 0, or
                                          forget data is within its recipe floor and others are not
 
-and, said separately when the test rejects, *damages* each of retain, adjacent and test whose energy
-is beyond its recipe floor (`floors`). Gap closed and collateral are in `scores`, what counts as
+and, said separately when the test rejects, *damages* each of retain, adjacent, remote and test
+whose energy is beyond its recipe floor (`floors`). Gap closed and collateral are in `scores`, what counts as
 chance and collapse in `premises`, under and over in `displacement`.
 
 Not informative: too few models for the test to reject at all; the reference models not finite; the
@@ -83,9 +84,9 @@ class Judgement(NamedTuple):
     energies: Mapping[str, float] | None = None  # energy(method, oracles) per part
     floors: Mapping[str, Floor] | None = None  # recipe floor per part
     gap_closed: Interval | None = None  # 1 = as near as retraining, 0 = as far as the original
-    collateral: Interval | None = None  # recipe floors; None without retain, adjacent and test
+    collateral: Interval | None = None  # recipe floors; None without kept parts
     displacement: Displacement | None = None  # on the forget part
-    damages: tuple[str, ...] = ()  # retain, adjacent, test beyond their recipe floor
+    damages: tuple[str, ...] = ()  # kept parts beyond their recipe floor
     contamination: Contamination | None = None  # what would have shown; only when not rejected
     rule: str = RULE_VERSION
 
@@ -108,8 +109,8 @@ def judge(
     """Judge the models of a method against retraining by rule v1 (see the module).
 
     Args:
-        matrices: {part: (M, M) distances between all models}, parts among forget, retain, adjacent,
-            test. A part that is None (without examples) counts as absent.
+        matrices: {part: (M, M) distances between all models}, parts among `groups.PARTS`.
+            A part that is None (without examples) counts as absent.
         groups: `Groups` of model numbers into those matrices.
         accuracies: {part: (M,) accuracy of every model, numbered like the matrices}; "test" and
             "forget" are used where present. None for regression.

@@ -1,7 +1,7 @@
 """Forgetting tasks: which examples are to be forgotten, which are retained, which resemble the
 forgotten ones.
 
-    train = forget + retain          adjacent is a part of retain
+    train = forget + retain          retain = adjacent + remote, where something is adjacent
 
 Every row of a split is in exactly one of forget and retain: parts are made from one mask, so no id
 can be in both. The forget part of validation and test are held-out examples of the forgotten kind;
@@ -83,7 +83,7 @@ class Task:
 
     def columns(self, split: str, part: str) -> dict[str, np.ndarray]:
         """All columns of one part, on the host, in the order of the split; `"all"` is the whole
-        split.
+        split, `"remote"` what is retained and not adjacent.
 
         Raises:
           ValueError: no such split, or this task has no such part there.
@@ -91,6 +91,8 @@ class Task:
         parts, columns = self.parts(split), getattr(self.source, split)
         if part == "all":
             return dict(columns)
+        if "adjacent" in parts:
+            parts = {**parts, "remote": np.setdiff1d(parts["retain"], parts["adjacent"])}
         if part not in parts:
             raise ValueError(
                 f"task '{self.name}' has no part '{part}' in {split}. "
