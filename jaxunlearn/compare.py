@@ -286,9 +286,7 @@ def _facts(
 ) -> dict:
     """What the report says about a method besides its numbers."""
     entry = presets.catalogue()[each.name]
-    arguments = (
-        presets.PRESETS[each.name].arguments(kind, recipe, task.source.num_classes) | each.changes
-    )
+    arguments = presets.settings(each.name, each.changes, kind, recipe, task.source.num_classes)
     return {
         "method": each.name,
         "family": entry.family,

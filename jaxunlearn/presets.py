@@ -2,6 +2,7 @@
 
     ssd                         the preset of the task
     ssd(alpha=5, effective_batch=1)     the preset with these arguments changed
+    ssd(preset="paper")                 the published constants, the builder's defaults
 
 The preset of a method is a rule in the terms of the `Recipe` that trained the network (optimiser,
 learning rate eta, E epochs); the rules are in `PRESETS`. They were set once, by hand, with class 3
@@ -20,6 +21,7 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, get_args
 
+import jax
 import optax
 
 from jaxunlearn import methods
@@ -27,6 +29,7 @@ from jaxunlearn.method import Method
 from jaxunlearn.naming import nearest as nearest
 from jaxunlearn.specification import Specified as Specified
 from jaxunlearn.specification import parse
+from jaxunlearn.typing import check_between
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +53,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.optimizer not in _OPTIMIZERS:
             raise ValueError(f"optimizer: {nearest(self.optimizer, _OPTIMIZERS)}")
-        if not self.learning_rate > 0 or not math.isfinite(self.learning_rate):
-            raise ValueError(f"learning_rate: expected a number > 0, got {self.learning_rate}.")
+        check_between("recipe", "learning_rate", self.learning_rate, above=0)
         if self.batch_size < 1 or self.epochs < 0:
             raise ValueError(
                 "expected batch_size >= 1 and epochs >= 0, "
@@ -154,6 +156,20 @@ PRESETS: dict[str, Preset] = {
         },
         "eta / 4 for a tenth of the epochs",
     ),
+    "salun": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": recipe.learning_rate / 4,
+            "epochs": _tenth(recipe),
+        },
+        "that of random_labels, and half of the weights frozen",
+    ),
+    "hamu": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": recipe.learning_rate,
+            "epochs": _tenth(recipe),
+        },
+        "to be set",
+    ),
     "features_labels": Preset(
         lambda kind, recipe, classes: {"curvature": "ggn", "damping": 10.0},
         "removal with the generalised Gauss-Newton matrix, damping 10 beside the sum of losses",
@@ -237,32 +253,54 @@ def catalogue() -> dict[str, Entry]:
 def build(name: str, changes: Mapping[str, Any], kind: str, recipe: Recipe, classes: int) -> Method:
     """The method `name` with its preset for this kind of task and recipe, some arguments changed.
 
+    `preset="paper"` among the changes leaves the preset out: the builder's defaults, which are the
+    published ones, and the changes. A traced number passes for a number (`jaxunlearn.sweeps`).
+
     Raises:
       ValueError: no such method or argument (the nearest name is said), a value of another type
         than the argument's, or one that the builder refuses.
     """
-    if name not in PRESETS:
-        raise ValueError(f"method: {nearest(name, PRESETS)}")
+    arguments = settings(name, changes, kind, recipe, classes)
     builder = getattr(methods, name)
     accepted = inspect.signature(builder).parameters
     options = {argument: p.annotation for argument, p in accepted.items() if argument != "tx"}
     options |= {"learning_rate": float, "optimizer": str} if "tx" in accepted else {}
-    for argument, value in changes.items():
+    for argument, value in arguments.items():
         if argument not in options:
-            raise ValueError(f"method {name}: argument {nearest(argument, options)}")
-        check_value(f"method {name}: {argument}", value, options[argument])
-    arguments = PRESETS[name].arguments(kind, recipe, classes) | dict(changes)
-    if "tx" in accepted:
+            raise ValueError(f"method {name}: argument {nearest(argument, [*options, 'preset'])}")
+        if argument in changes:
+            check_value(f"method {name}: {argument}", value, options[argument])
+    if "tx" in accepted and {"learning_rate", "optimizer"} & set(arguments):
         try:
             made = dataclasses.replace(
                 recipe,
-                learning_rate=arguments.pop("learning_rate"),
+                learning_rate=arguments.pop("learning_rate", recipe.learning_rate),
                 optimizer=arguments.pop("optimizer", recipe.optimizer),
             )
         except ValueError as error:
             raise ValueError(f"method {name}: {error}") from None
         arguments["tx"] = made.tx
     return builder(**arguments)
+
+
+def settings(
+    name: str, changes: Mapping[str, Any], kind: str, recipe: Recipe, classes: int
+) -> dict[str, Any]:
+    """The arguments of `build` in full: those of the preset, then the changes.
+
+    Raises:
+      ValueError: no such method, or no such preset.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"method: {nearest(name, PRESETS)}")
+    changes = dict(changes)
+    preset = changes.pop("preset", "small")
+    if preset not in ("small", "paper"):
+        raise ValueError(
+            f"method {name}: preset must be 'small' (the rule of this catalogue) or 'paper' (the "
+            f"published constants), got {preset!r}."
+        )
+    return (PRESETS[name].arguments(kind, recipe, classes) if preset == "small" else {}) | changes
 
 
 _NOUNS = {
@@ -277,6 +315,8 @@ _NOUNS = {
 def check_value(what: str, value: Any, annotation: Any) -> None:
     """Refuses `value` unless it is of a type that `annotation`, such as `float | None`, names."""
     allowed = get_args(annotation) or (annotation,)
+    if float in allowed and isinstance(value, jax.core.Tracer):
+        return
     if type(value) is int and abs(value) >= 2**31:
         raise ValueError(
             f"{what} must be below 2**31 in size, got about 10**{len(str(abs(value))) - 1}."

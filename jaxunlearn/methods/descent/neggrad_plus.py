@@ -17,6 +17,7 @@ import optax
 from jaxunlearn import objectives
 from jaxunlearn.method import Method
 from jaxunlearn.methods.descent.descent import descent, sgd
+from jaxunlearn.typing import check_between
 
 
 def neggrad_plus(
@@ -50,8 +51,7 @@ def neggrad_plus(
       >>> neggrad_plus(alpha=0.99, epochs=3).guarantee
       'empirical'
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"neggrad_plus: alpha must lie in [0, 1], got {alpha}.")
+    check_between("neggrad_plus", "alpha", alpha, at_least=0, at_most=1)
     return descent(
         partial(objectives.neggrad_plus, alpha=alpha),
         sgd(0.01) if tx is None else tx,
