@@ -124,8 +124,9 @@ def compare(
     """Originals, oracles, methods and audits of one task.
 
     Args:
-      task: what is to be forgotten, of which source.
-      methods: see `presets.parse_methods`; default `presets.DEFAULT_METHODS` with their presets.
+      task: what is to be forgotten, of which source, of classes or with a real target.
+      methods: see `presets.parse_methods`; default `presets.DEFAULT_METHODS` with their presets, or
+        `presets.REGRESSION_METHODS`.
       settings: numbers of models and the recipe.
       cache: where trained ensembles are kept; None trains them anew.
       say: progress, called with a text and the seconds since the start.
@@ -135,7 +136,7 @@ def compare(
 
     Raises:
       ValueError: an unknown network or a network that does not fit the inputs, a method that needs
-        what the task has not (adjacent data, say).
+        what the task has not (adjacent data or classes, say).
 
     Cost: (seeds + 2 oracles) trainings, the methods, and outputs of all models on at most 5 x
       `rows` examples.
@@ -143,31 +144,29 @@ def compare(
     start = time.perf_counter()
     recipe = settings.recipe
     kind = task.name.split(":")[0]
-    chosen = (
-        list(methods)
-        if methods is not None
-        else presets.parse_methods(",".join(presets.DEFAULT_METHODS))
-    )
     source = task.source
+    usual = presets.DEFAULT_METHODS if source.target is None else presets.REGRESSION_METHODS
+    chosen = list(methods) if methods is not None else presets.parse_methods(",".join(usual))
+    presets.check_target([each.name for each in chosen], real=source.target is not None)
     built = [
-        (each, presets.build(each.name, each.changes, kind, recipe, source.num_classes))
+        (each, presets.build(each.name, each.changes, kind, recipe, source.num_outputs))
         for each in chosen
     ]
-    network = model.from_nnx(networks.build(recipe.model, source.input_shape, source.num_classes))
-    evaluator = _Evaluator(network, task, settings)
+    network = model.from_nnx(
+        networks.build(recipe.model, source.input_shape, source.num_outputs),
+        loss=losses.cross_entropy if source.target is None else losses.squared_error,
+    )
+    evaluator = Evaluator(network, task, settings)
     notes: list[str] = []
 
     def progress(text: str) -> None:
         say(text, time.perf_counter() - start)
 
-    def train_group(
+    def trained(
         name: str, part: str, used: Recipe, count: int, words: str
     ) -> tuple[Params, Timing]:
         progress(f"training {count} {words}")
-        keys = keys_of(settings.seed, name, count)
-        data = task.data("train", part, used.batch_size)
-        key = _address(task, part, used, name, count, settings.seed)
-        return _trained(network, used, data, keys, key, cache)
+        return train_group(network, task, part, used, name, count, settings.seed, cache)
 
     groups: list[results.Group] = []
 
@@ -176,16 +175,16 @@ def compare(
             results.Group(label, role, evaluator(params), timing.compile, timing.run, facts)
         )
 
-    originals, timing = train_group("original", "all", recipe, settings.seeds, "originals")
+    originals, timing = trained("original", "all", recipe, settings.seeds, "originals")
     add("original", "original", originals, timing)
     if task.train_parts["forget"].size:
-        oracles, timing = train_group(
+        oracles, timing = trained(
             "oracle", "retain", recipe, settings.oracles, "oracles (true retrainings)"
         )
         add("oracle", "oracle", oracles, timing)
         for words, variant in recipe.variants().items():
             half = max(2, settings.oracles // 2)
-            params, timing = train_group(words, "retain", variant, half, f"oracles by {words}")
+            params, timing = trained(words, "retain", variant, half, f"oracles by {words}")
             add(f"oracle, {words}", "recipe", params, timing, recipe=dataclasses.asdict(variant))
     request = task.request(recipe.batch_size)
     for each, method in built:
@@ -207,6 +206,23 @@ def compare(
     return results.assemble(
         task, settings, groups, evaluator.parts, notes, versions(), time.perf_counter() - start
     )
+
+
+def train_group(
+    network: model.Model,
+    task: Task,
+    part: str,
+    recipe: Recipe,
+    name: str,
+    count: int,
+    seed: int,
+    cache: Cache | None,
+) -> tuple[Params, Timing]:
+    """`count` models trained by `recipe` on one part of the training split, or from the cache."""
+    keys = keys_of(seed, name, count)
+    data = task.data("train", part, recipe.batch_size)
+    key = _address(task, part, recipe, name, count, seed)
+    return _trained(network, recipe, data, keys, key, cache)
 
 
 def keys_of(seed: int, name: str, count: int) -> Key:
@@ -286,7 +302,7 @@ def _facts(
 ) -> dict:
     """What the report says about a method besides its numbers."""
     entry = presets.catalogue()[each.name]
-    arguments = presets.settings(each.name, each.changes, kind, recipe, task.source.num_classes)
+    arguments = presets.settings(each.name, each.changes, kind, recipe, task.source.num_outputs)
     return {
         "method": each.name,
         "family": entry.family,
@@ -309,7 +325,7 @@ def _scalars(info: Any) -> dict[str, list[float]]:
     }
 
 
-class _Evaluator:
+class Evaluator:
     """Outputs of stacked models on every part of a task, each example computed once."""
 
     def __init__(self, network: model.Model, task: Task, settings: Settings):

@@ -120,6 +120,7 @@ def sweep(
         out = build(**static, **carried).unlearn(model, params, request, key)
         return out.params, out.info
 
+    params = jax.tree.map(np.asarray, params)  # on no device: a program has devices of its own
     axes = _carried(unlearned, points, params, keys, arrays)
     programs: dict[tuple, list[int]] = {}
     for place, point in enumerate(points):

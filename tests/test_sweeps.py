@@ -27,7 +27,7 @@ def alone(method, problem, n):
 
 
 def neggrad(rate, alpha, epochs):
-    return ju.neggrad_plus(optax.adam(rate), alpha=alpha, epochs=epochs)
+    return ju.neggrad_plus(optax.sgd(rate), alpha=alpha, epochs=epochs)
 
 
 POINTS = grid(rate=[0.01, 0.1], alpha=[0.5, 0.9], epochs=[1])

@@ -35,6 +35,9 @@ from .entry_membership import entry_signal as entry_signal
 from .errors import TooFew as TooFew
 from .floors import Floor as Floor
 from .floors import recipe_floor as recipe_floor
+from .forgetting_rate import forgetting_rate as forgetting_rate
+from .forgetting_rate import membership_threshold as membership_threshold
+from .groups import KEPT as KEPT
 from .groups import PARTS as PARTS
 from .groups import Groups as Groups
 from .intervals import Interval as Interval
@@ -56,6 +59,9 @@ from .membership import auc as auc
 from .membership import distance_from_oracle as distance_from_oracle
 from .membership import roc_curve as roc_curve
 from .membership import tpr_at_fpr as tpr_at_fpr
+from .predictions import mae as mae
+from .predictions import prediction_distance as prediction_distance
+from .predictions import wasserstein as wasserstein
 from .recommendations import explained as explained
 from .recommendations import ndcg_at_k as ndcg_at_k
 from .recommendations import overlap_at_k as overlap_at_k
