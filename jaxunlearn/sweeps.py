@@ -7,7 +7,7 @@ one compiled program; those that shape the program (epochs, names, flags) are st
 that share them share a program. Which is which is found by tracing, not declared: an argument is
 carried if the method can be traced with it unknown.
 
-`pareto_front` picks out of what a sweep gave the settings that no other one beats in everything.
+`jaxunlearn.audit.pareto_front` picks the settings that no other one beats in everything.
 """
 
 import itertools
@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
 
 from jaxunlearn.data.streams import InMemory, as_data
 from jaxunlearn.ensembles import ensemble
@@ -189,27 +188,3 @@ def _carried(
             continue
         axes = tried
     return tuple(axes)
-
-
-def pareto_front(costs: ArrayLike) -> np.ndarray:
-    """Which rows no other row beats: none is as good everywhere and better somewhere.
-
-    Args:
-      costs: (P, k) numbers, the smaller the better; a row with NaN is on no front.
-
-    Returns:
-      bool (P,). Equal rows are on the front together.
-
-    Raises:
-      ValueError: not a matrix.
-
-    Example:
-      >>> pareto_front([[1, 3], [2, 2], [3, 3], [3, 1]])
-      array([ True,  True, False,  True])
-    """
-    table = np.asarray(costs, np.float64)
-    if table.ndim != 2:
-        raise ValueError(f"pareto_front: expected a (points, costs) matrix, got {table.shape}.")
-    no_worse = (table[:, None] <= table[None]).all(axis=-1)
-    better = (table[:, None] < table[None]).any(axis=-1)
-    return ~(no_worse & better).any(axis=0) & ~np.isnan(table).any(axis=1)

@@ -8,7 +8,7 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn import presets
-from jaxunlearn.sweeps import grid, pareto_front, sweep
+from jaxunlearn.sweeps import grid, sweep
 from tests.suite import cases, laws
 
 
@@ -107,21 +107,3 @@ def test_a_stream_is_refused(problem):
     request = case.request._replace(forget=list(case.request.forget))
     with pytest.raises(TypeError, match="in-memory data, got a stream"):
         sweep(neggrad, POINTS, case.model, params, request, keys)
-
-
-def test_the_front_is_what_nobody_beats():
-    rng = np.random.default_rng(0)
-    costs = rng.integers(0, 6, (40, 3)).astype(float)
-    expected = [
-        not any((other <= own).all() and (other < own).any() for other in costs) for own in costs
-    ]
-    np.testing.assert_array_equal(pareto_front(costs), expected)
-
-
-def test_an_undefined_cost_is_on_no_front_and_pushes_nobody_off_it():
-    np.testing.assert_array_equal(pareto_front([[np.nan, 0], [1, 1]]), [False, True])
-
-
-def test_a_front_needs_a_matrix():
-    with pytest.raises(ValueError, match=r"\(points, costs\) matrix, got \(2,\)"):
-        pareto_front([1.0, 2.0])

@@ -37,6 +37,7 @@ from .floors import Floor as Floor
 from .floors import recipe_floor as recipe_floor
 from .forgetting_rate import forgetting_rate as forgetting_rate
 from .forgetting_rate import membership_threshold as membership_threshold
+from .frontier import pareto_front as pareto_front
 from .groups import KEPT as KEPT
 from .groups import PARTS as PARTS
 from .groups import Groups as Groups

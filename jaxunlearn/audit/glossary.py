@@ -1,8 +1,9 @@
 """The words of a report, for people who have not read the definitions: verdicts and metrics.
 
 `VERDICTS` has an entry for every `verdict.Verdict`, `METRICS` one for every classical metric that a
-report tabulates (title, one sentence), `RATING_METRICS` the same for recommenders. The definitions
-are in the modules that compute them.
+report tabulates (title, one sentence), `RATING_METRICS` the same for recommenders and
+`REGRESSION_METRICS` what regressions have besides errors and explained variance. The definitions are
+in the modules that compute them.
 """
 
 from .verdict import Verdict
@@ -78,12 +79,12 @@ METRICS: dict[str, tuple[str, str]] = {
 RATING_METRICS: dict[str, tuple[str, str]] = {
     "rmse": (
         "Root mean square error",
-        "In the unit of the ratings. The aim is the oracle's value, not the lowest one: a low "
+        "In the unit of what is predicted. The aim is the oracle's value, not the lowest one: a low "
         "error on forget data is memory.",
     ),
     "explained": (
         "Share of the variance explained",
-        "1 = every rating exactly, 0 = no better than the mean of the training ratings. The aim is "
+        "1 = every one exactly, 0 = no better than the mean of those in training. The aim is "
         "the oracle's value.",
     ),
     "pair_accuracy": (
@@ -108,5 +109,22 @@ RATING_METRICS: dict[str, tuple[str, str]] = {
         "Sweeps",
         "Passes of alternating least squares over all retained ratings, and none more than that "
         "for the affected rows. Newton steps are in results.json.",
+    ),
+}
+
+REGRESSION_METRICS: dict[str, tuple[str, str]] = {
+    "mae": (
+        "Mean absolute error",
+        "In the unit of the target. The aim is the oracle's value.",
+    ),
+    "prediction_distance": (
+        "Distance of predictions to the oracles",
+        "Root mean square difference to a retrained model's predictions, in the unit of the target, "
+        "averaged over the oracles. Lower is nearer.",
+    ),
+    "wasserstein": (
+        "Wasserstein-1 distance to the oracles",
+        "Between the histograms of predictions, in the unit of the target, averaged over the "
+        "oracles: whether the right numbers are predicted, for whichever example. Lower is nearer.",
     ),
 }

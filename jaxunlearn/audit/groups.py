@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from .errors import TooFew
 
 PARTS = ("forget", "retain", "adjacent", "remote", "test", "forget_test")
-KEPT = ("retain", "adjacent", "remote", "test")  # what should have stayed: collateral is counted on these
+KEPT = ("retain", "adjacent", "remote", "test")  # what should have stayed: collateral
 NAMES = {
     "forget": "forget data",
     "retain": "retained data",

@@ -23,8 +23,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from . import pictures
-from .glossary import METRICS, RATING_METRICS, VERDICTS
+from . import frontier, pictures
+from .glossary import METRICS, RATING_METRICS, REGRESSION_METRICS, VERDICTS
 from .markup import CSS, framed, grid, spread, stacked
 from .pictures import png as png
 from .tables import (
@@ -116,8 +116,8 @@ def _found(record: Mapping[str, Any]) -> str:
         f'<p class="soft">{escape(main.words)}; below each number stands its 95 % '
         "interval over models. Gap closed, on forget data: 1 is as near to true retraining as a "
         "retraining, 0 as far as the original, below 0 farther. Collateral: the largest distance "
-        "from retraining on data that should have stayed (retain, adjacent, remote, test), in recipe "
-        "floors; up to 1 is what an innocent change of the training recipe does. Time is a share "
+        "from retraining on data that should have stayed (retain, adjacent, remote, test), in "
+        "recipe floors; up to 1 is what an innocent change of the training recipe does. Time is a share "
         "of retraining (in seconds where retrain was not among the methods). The aim on forget "
         f"data is no extreme of {escape(main.title)} but the oracle's value. "
         f"{escape(floors_sentence(record))}</p>"
@@ -147,6 +147,15 @@ def _pictures(record: Mapping[str, Any]) -> str:
             "by definition.",
         ),
         (
+            "What each budget buys",
+            frontier.frontier(record),
+            "narrow",
+            "Time as a share of retraining, measured in the same run. Hollow: more than "
+            f"{frontier.GENTLE:g} recipe floors of collateral. The line joins the nearest of the "
+            f"others at each budget. No method is better in all of forgetting, collateral and time "
+            f"than {_listed(frontier.unbeaten(record))}.",
+        ),
+        (
             f"{main.title[:1].upper()}{main.title[1:]} on every part",
             pictures.accuracies(record),
             "",
@@ -161,6 +170,10 @@ def _pictures(record: Mapping[str, Any]) -> str:
         ),
     )
     return "".join(_figure(svg, title, kind, words) for title, svg, kind, words in texts)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) or "another"
 
 
 def _figure(svg: str | None, title: str, kind: str, words: str) -> str:
@@ -207,7 +220,7 @@ def _attacked(own: Mapping, oracle: Mapping, label: str, shown: Sequence) -> lis
 
 def _metrics(record: Mapping[str, Any]) -> str:
     blocks = []
-    for name, (title, words) in (METRICS | RATING_METRICS).items():
+    for name, (title, words) in (METRICS | RATING_METRICS | REGRESSION_METRICS).items():
         single = name in whole(record)
         own = {
             row["label"]: row.get(name) if single else row["scores"].get(name)

@@ -17,8 +17,8 @@ exact permutation test (`energy`). In this order:
                                          forget data is within its recipe floor and others are not
 
 and, said separately when the test rejects, *damages* each of retain, adjacent, remote and test
-whose energy is beyond its recipe floor (`floors`). Gap closed and collateral are in `scores`, what counts as
-chance and collapse in `premises`, under and over in `displacement`.
+whose energy is beyond its recipe floor (`floors`). Gap closed and collateral are in `scores`, what
+counts as chance and collapse in `premises`, under and over in `displacement`.
 
 Not informative: too few models for the test to reject at all; the reference models not finite; the
 base at chance; forget data never learnt, either because the originals' forget accuracy is at chance

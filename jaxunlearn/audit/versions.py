@@ -33,4 +33,7 @@ METRIC_VERSIONS: dict[str, str] = {
     "ndcg_at_k": "1",
     "overlap_at_k": "1",
     "entry_membership": "1",
+    "mae": "1",
+    "prediction_distance": "1",
+    "wasserstein": "1",
 }
