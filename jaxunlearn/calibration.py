@@ -18,23 +18,37 @@ the kind: it pays where requests keep coming. Gap closed, collateral and recipe 
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import audit, networks, presets
+from jaxunlearn import audit, presets
 from jaxunlearn.cache import Cache
-from jaxunlearn.compare import Evaluator, Say, Settings, keys_of, train_group
+from jaxunlearn.compare import (
+    Evaluator,
+    Say,
+    Settings,
+    keys_of,
+    network_of,
+    possible,
+    train_group,
+)
+from jaxunlearn.data.proxies import proxies
 from jaxunlearn.data.streams import InMemory
 from jaxunlearn.data.tasks import Task
+from jaxunlearn.grids import GRIDS
 from jaxunlearn.method import Request
-from jaxunlearn.model import Model, from_nnx
+from jaxunlearn.model import Model
 from jaxunlearn.presets import Specified
-from jaxunlearn.sweeps import Point, sweep
+from jaxunlearn.results import Results, plain
+from jaxunlearn.scoring_regression import deviation_of
+from jaxunlearn.sweeps import Point, grid, sweep
 from jaxunlearn.typing import Params
 
 COLLATERAL_LIMIT = 3.0  # recipe floors
+SIZES = {"seeds": 8, "oracles": 16}  # models of a calibration, unless told otherwise
 
 
 class Proxy(NamedTuple):
@@ -43,6 +57,7 @@ class Proxy(NamedTuple):
     task: Task
     request: Request  # padded, so that all proxies of a calibration share one program
     outputs: Callable[[Params], dict[str, np.ndarray]]  # stacked models -> part -> (M, n, C)
+    distance: Callable[[np.ndarray], np.ndarray | None]  # (M, n, C) -> (M, M)
     oracles: dict[str, np.ndarray]  # part -> (M, n, C)
     floors: dict[str, audit.Floor]
     start: float  # energy between originals and oracles on the forget data
@@ -101,14 +116,17 @@ def references(
             f"references: expected one or more proxies on one source, got {len(tasks)} on "
             f"{len({task.source.digest for task in tasks})}."
         )
-    settings = settings or Settings(seeds=8, oracles=16)
+    settings = settings or Settings(**SIZES)
     begin, recipe, source = time.perf_counter(), settings.recipe, tasks[0].source
-    network = from_nnx(networks.build(recipe.model, source.input_shape, source.num_classes))
+    network = network_of(source, recipe)
 
     def group(task: Task, part: str, used: presets.Recipe, name: str, count: int) -> Params:
         say(f"training {count} models: {name}, {task.name}", time.perf_counter() - begin)
         return train_group(network, task, part, used, name, count, settings.seed, cache)[0]
 
+    distance = audit.hellinger_matrix
+    if source.target is not None:
+        distance = partial(_of_predictions, deviation_of(source))
     originals = group(tasks[0], "all", recipe, "original", settings.seeds)
     requests = _alike([task.request(recipe.batch_size) for task in tasks])
     found = []
@@ -119,12 +137,12 @@ def references(
             outputs(group(task, "retain", variant, name, max(2, settings.oracles // 2)))
             for name, variant in recipe.variants().items()
         ]
-        matrices, (own, *others) = _distances(oracles, *variants)
+        matrices, (own, *others) = _distances(distance, oracles, *variants)
         floors = audit.recipe_floor(
             matrices, own, others, permutations=settings.permutations, seed=settings.seed
         )
-        start = _energies(oracles, outputs(originals))["forget"]
-        found.append(Proxy(task, request, outputs, oracles, floors, start))
+        start = _energies(distance, oracles, outputs(originals))["forget"]
+        found.append(Proxy(task, request, outputs, distance, oracles, floors, start))
     kind = "random" if tasks[0].name.startswith("ids:") else tasks[0].name.split(":")[0]
     made = References(network, settings, kind, originals, found, np.nan)
     retrain = _swept(made, "retrain", [{}], found[0])
@@ -206,11 +224,86 @@ def specified(found: Calibration) -> Specified | None:
     return Specified(f"{found.name}({inner})" if inner else found.name, found.name, dict(changes))
 
 
+class Calibrated(NamedTuple):
+    """What `calibrated` returns."""
+
+    methods: list[Specified]  # what `compare.compare` takes
+    tried: list[Calibration]
+    proxies: list[str]  # names of their tasks
+    settings: Settings
+    seconds: float
+
+
+def calibrated(
+    task: Task,
+    methods: Sequence[Specified],
+    settings: Settings | None = None,
+    *,
+    count: int = 3,
+    budget: float | None = None,
+    limit: float = COLLATERAL_LIMIT,
+    cache: Cache | None = None,
+    say: Say = lambda text, seconds: None,
+) -> Calibrated:
+    """Methods for a request, each with the setting that its proxies chose from its grid.
+
+    Args:
+      task: the request; its own oracle is not trained, and none of its rows is forgotten here.
+      methods: one that is named without arguments gets a setting from its grid, or is left out if
+        all of these are above the budget; the others, and those without a grid, stay as they are.
+      settings: as for `references`.
+      count: proxies.
+      budget, limit: as for `calibrate`.
+      cache, say: as in `compare.compare`.
+
+    Raises:
+      ValueError: an unknown method, or one that needs what the task has not.
+    """
+    begin = time.perf_counter()
+    settings = settings or Settings(**SIZES)
+    lacking = possible([each.name for each in methods], task.request(settings.recipe.batch_size))[1]
+    if lacking:
+        raise ValueError(f"calibrated: {lacking[0]}")
+    stand_ins = proxies(task, count)
+    found = references(stand_ins, settings, cache=cache, say=say)
+    kept, tried = [], []
+    for each in methods:
+        if each.name not in GRIDS or each.changes:
+            kept.append(each)
+            continue
+        say(f"calibrating {each.name}", time.perf_counter() - begin)
+        points = grid(**GRIDS[each.name](settings.recipe))
+        tried.append(calibrate(each.name, points, found, budget=budget, limit=limit))
+        chosen = specified(tried[-1])
+        kept += [] if chosen is None else [chosen]
+    names = [stand_in.name for stand_in in stand_ins]
+    return Calibrated(kept, tried, names, settings, time.perf_counter() - begin)
+
+
+def told(found: Results, by: Calibrated) -> Results:
+    """A comparison of calibrated methods, with what was tried in its record and in its notes."""
+    left_out = [each.name for each in by.tried if each.chosen is None]
+    notes = [
+        f"The settings of {len(by.tried) - len(left_out)} methods were chosen on the proxies "
+        f"{', '.join(by.proxies)}, in {by.seconds:.0f} s; the request's own oracle took no part.",
+        *(f"{each.name} is left out: {each.words}." for each in by.tried if each.chosen is None),
+        *(
+            f"{each.name}: {each.words}, was chosen."
+            for each in by.tried
+            if each.chosen is not None and np.mean(each.chosen.collateral) > COLLATERAL_LIMIT
+        ),
+    ]
+    record = dict(found.record)
+    record["notes"] = [*record["notes"], *notes]
+    record["calibration"] = plain(by._replace(methods=[], settings=dataclasses.asdict(by.settings)))
+    return Results(record)
+
+
 # -------------------------------------------------------------------------------------- the inside
 
 
 def _swept(found: References, name: str, points: Sequence[Point], proxy: Proxy) -> Any:
-    recipe, classes = found.settings.recipe, proxy.task.source.num_classes
+    recipe, classes = found.settings.recipe, proxy.task.source.num_outputs
 
     def build(**changes: Any) -> Any:
         return presets.build(name, changes, found.kind, recipe, classes)
@@ -223,23 +316,28 @@ def _judged(proxy: Proxy, outputs: dict[str, np.ndarray]) -> tuple[float, float]
     """(gap closed, collateral in recipe floors); (NaN, inf) if a model is not finite."""
     if not all(np.isfinite(logits).all() for logits in outputs.values()):
         return np.nan, np.inf
-    energies = _energies(proxy.oracles, outputs)
+    energies = _energies(proxy.distance, proxy.oracles, outputs)
     kept = [energies[part] / proxy.floors[part].value for part in energies if part in audit.KEPT]
     return 1 - energies["forget"] / proxy.start, max(kept)
 
 
-def _energies(oracles: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> dict[str, float]:
-    matrices, (reference, own) = _distances(oracles, outputs)
+def _of_predictions(deviation: float, outputs: np.ndarray) -> np.ndarray | None:
+    return audit.prediction_matrix(outputs[..., 0], scale=deviation)
+
+
+def _energies(
+    distance: Callable, oracles: dict[str, np.ndarray], outputs: dict[str, np.ndarray]
+) -> dict[str, float]:
+    matrices, (reference, own) = _distances(distance, oracles, outputs)
     return {part: audit.energy(matrix, own, reference) for part, matrix in matrices.items()}
 
 
-def _distances(*groups: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[range]]:
+def _distances(
+    distance: Callable, *groups: dict[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], list[range]]:
     """(part -> distances between all models of all groups, the places of each group)."""
     parts = [part for part in audit.PARTS if part in groups[0] and groups[0][part].shape[1]]
-    matrices = {
-        part: audit.hellinger_matrix(np.concatenate([group[part] for group in groups]))
-        for part in parts
-    }
+    matrices = {part: distance(np.concatenate([group[part] for group in groups])) for part in parts}
     ends = np.cumsum([0, *(len(group[parts[0]]) for group in groups)])
     places = [range(low, high) for low, high in zip(ends[:-1], ends[1:], strict=True)]
     return {part: matrix for part, matrix in matrices.items() if matrix is not None}, places
@@ -269,9 +367,4 @@ def _alike(requests: Sequence[Request]) -> list[Request]:
 
 def applicable(name: str, tasks: Sequence[Task]) -> bool:
     """Whether the tasks have all that the method needs."""
-    needs = presets.catalogue()[name].needs
-    return all(
-        field not in needs or getattr(task.request(1), field) is not None
-        for task in tasks
-        for field in Request._fields
-    )
+    return all(not possible([name], task.request(1))[1] for task in tasks)

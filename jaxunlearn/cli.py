@@ -79,18 +79,23 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = compare.add_argument
-    sources = "digits, digits:odd_even, digits:loop, mnist, cifar10, cifar100, tfds:NAME; of "
+    sources = "digits, digits:odd_even, digits:loop, mnist, cifar10, cifar100, tfds:NAME; "
+    sources += "regression: diabetes; of "
     sources += (
         "ratings: ratings, movielens, movielens:100k, tfds:movielens/NAME, each :implicit too"
     )
-    tasks = "class:3 | subclass:3 | random:0.05 | group:COLUMN=VALUE | ids:1,2,3; of ratings: "
-    tasks += "user:42 | item:7 | random:0.01 | entries:1,2,3; default class:3, or random:0.01"
+    tasks = "class:3 | subclass:3 | random:0.05 | group:COLUMN=VALUE | ids:1,2,3; of a "
+    tasks += "regression range:200:350 in the place of classes; of ratings: user:42 | item:7 | "
+    tasks += "random:0.01 | entries:1,2,3; default class:3, range:200:inf, or random:0.01"
     methods = "such as ssd,neggrad_plus(alpha=0.9,epochs=3) or als(mode='rows'); see "
     methods += "`jaxunlearn methods`"
+    strengths = "choose the settings of methods that are named without arguments on proxy requests"
     kept = "where trained ensembles and compiled programs are kept"
     add("--source", default="digits", help=sources)
     add("--forget", default=None, help=tasks)
     add("--methods", default=None, help=methods)
+    add("--calibrate", action="store_true", help=strengths)
+    add("--budget", type=_number, default=None, help="of calibrated settings: share of retraining")
     add("--model", default="mlp", help="mlp, cnn, resnet18, resnet18_gn, vit")
     add("--optimizer", default="adam", help="adam or sgd")
     add("--learning-rate", type=_number, default=2e-3)
@@ -225,6 +230,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 _OF_CLASSIFIERS = ("model", "optimizer", "learning_rate", "batch_size", "epochs")
+_USUAL_RANGE = "range:200:inf"  # of diabetes: the 29 % whose disease went on fastest
 _OF_RATINGS = ("rank", "regularisation", "feedback", "sweeps")
 
 
@@ -243,7 +249,7 @@ def _refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None
 
 
 def _prepare_classifiers(options: argparse.Namespace, cache: Any) -> tuple[Any, Callable]:
-    """(task, what runs it) of a comparison of classifiers."""
+    """(task, what runs it) of a comparison of classifiers, or of regressions."""
     from jaxunlearn import compare, data, presets
 
     where = f"is for recommenders, and {options.source} is classified"
@@ -252,9 +258,25 @@ def _prepare_classifiers(options: argparse.Namespace, cache: Any) -> tuple[Any, 
     settings = compare.Settings(recipe, options.seeds, options.oracles, options.seed, options.rows)
     methods = presets.parse_methods(options.methods) if options.methods is not None else None
     source = data.load(options.source, data_dir=options.data_dir)
-    options.forget = "class:3" if options.forget is None else options.forget
+    if options.forget is None:
+        options.forget = "class:3" if source.target is None else _USUAL_RANGE
     task = data.parse_task(source, options.forget)
-    return task, lambda say: compare.compare(task, methods, settings, cache=cache, say=say)
+    if not options.calibrate:
+        _refuse(options, ("budget",), "is for --calibrate; give both or neither")
+        return task, lambda say: compare.compare(task, methods, settings, cache=cache, say=say)
+
+    def run(say: Any) -> Any:
+        from jaxunlearn import calibration
+
+        asked = compare.usual(task, recipe) if methods is None else methods
+        found = calibration.calibrated(
+            task, asked, compare.Settings(recipe, seed=options.seed, **calibration.SIZES),
+            budget=options.budget, cache=cache, say=say,
+        )  # fmt: skip
+        made = compare.compare(task, found.methods, settings, cache=cache, say=say)
+        return calibration.told(made, found)
+
+    return task, run
 
 
 def _prepare_ratings(options: argparse.Namespace, cache: Any) -> tuple[Any, Callable]:
@@ -263,6 +285,7 @@ def _prepare_ratings(options: argparse.Namespace, cache: Any) -> tuple[Any, Call
 
     where = f"is for classifiers, and {options.source} is factorised"
     _refuse(options, _OF_CLASSIFIERS, f"{where}; use --rank, --regularisation, --sweeps")
+    _refuse(options, ("calibrate", "budget"), f"{where}")
     methods = rating_presets.DEFAULT_METHODS if options.methods is None else options.methods
     methods = rating_presets.parse_methods(methods)
     source = data.load_ratings(options.source, data_dir=options.data_dir)
@@ -303,12 +326,13 @@ def _folder(path: Path) -> Path:
 def _command(options: argparse.Namespace) -> str:
     """The options that change what is computed, as a command line."""
     kind = _OF_RATINGS if _is_of_ratings(options.source) else _OF_CLASSIFIERS
-    shown = ("source", "forget", "methods", *kind, "seeds", "oracles", "seed", "rows")
+    shown = ("source", "forget", "methods", "budget", *kind, "seeds", "oracles", "seed", "rows")
     words = [
         f"--{name.replace('_', '-')} {shlex.quote(str(getattr(options, name)))}"
         for name in shown
         if getattr(options, name) is not None
     ]
+    words += ["--calibrate"] if options.calibrate else []
     return "jaxunlearn compare " + " ".join(words)
 
 

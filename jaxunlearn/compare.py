@@ -39,9 +39,10 @@ from jaxunlearn import (
 )
 from jaxunlearn.cache import Cache, code_version
 from jaxunlearn.data import streams
+from jaxunlearn.data.sources import Source
 from jaxunlearn.data.tasks import Task
 from jaxunlearn.ensembles import ensemble
-from jaxunlearn.method import Method
+from jaxunlearn.method import Method, Request
 from jaxunlearn.presets import Recipe, Specified
 from jaxunlearn.typing import Data, Key, Params
 
@@ -145,19 +146,16 @@ def compare(
     recipe = settings.recipe
     kind = task.name.split(":")[0]
     source = task.source
-    usual = presets.DEFAULT_METHODS if source.target is None else presets.REGRESSION_METHODS
-    chosen = list(methods) if methods is not None else presets.parse_methods(",".join(usual))
+    request = task.request(recipe.batch_size)
+    chosen = usual(task, recipe) if methods is None else list(methods)
+    notes = possible(_listed(task), request)[1] if methods is None else []
     presets.check_target([each.name for each in chosen], real=source.target is not None)
     built = [
         (each, presets.build(each.name, each.changes, kind, recipe, source.num_outputs))
         for each in chosen
     ]
-    network = model.from_nnx(
-        networks.build(recipe.model, source.input_shape, source.num_outputs),
-        loss=losses.cross_entropy if source.target is None else losses.squared_error,
-    )
+    network = network_of(source, recipe)
     evaluator = Evaluator(network, task, settings)
-    notes: list[str] = []
 
     def progress(text: str) -> None:
         say(text, time.perf_counter() - start)
@@ -186,7 +184,6 @@ def compare(
             half = max(2, settings.oracles // 2)
             params, timing = trained(words, "retain", variant, half, f"oracles by {words}")
             add(f"oracle, {words}", "recipe", params, timing, recipe=dataclasses.asdict(variant))
-    request = task.request(recipe.batch_size)
     for each, method in built:
         progress(f"unlearning with {each.label}")
         keys = keys_of(settings.seed, f"method {each.label}", settings.seeds)
@@ -206,6 +203,38 @@ def compare(
     return results.assemble(
         task, settings, groups, evaluator.parts, notes, versions(), time.perf_counter() - start
     )
+
+
+def network_of(source: Source, recipe: Recipe) -> model.Model:
+    """The network of a recipe with outputs and loss for what the source holds."""
+    return model.from_nnx(
+        networks.build(recipe.model, source.input_shape, source.num_outputs),
+        loss=losses.cross_entropy if source.target is None else losses.squared_error,
+    )
+
+
+def _listed(task: Task) -> tuple[str, ...]:
+    real = task.source.target is not None
+    return presets.REGRESSION_METHODS if real else presets.DEFAULT_METHODS
+
+
+def usual(task: Task, recipe: Recipe) -> list[Specified]:
+    """The methods that are compared when none are named: all that have what they need."""
+    names = possible(_listed(task), task.request(recipe.batch_size))[0]
+    return presets.parse_methods(",".join(names))
+
+
+def possible(names: Sequence[str], request: Request) -> tuple[list[str], list[str]]:
+    """(methods that have all they need of this request, why the others are left out)."""
+    absent = {field for field, data in request._asdict().items() if data is None}
+    lacking = {name: absent.intersection(presets.catalogue()[name].needs) for name in names}
+    notes = [
+        f"{name} is left out: it needs {' and '.join(sorted(lacks)).replace('_', '-')} data, of "
+        "which this task has none."
+        for name, lacks in lacking.items()
+        if lacks
+    ]
+    return [name for name, lacks in lacking.items() if not lacks], notes
 
 
 def train_group(

@@ -18,7 +18,7 @@ import inspect
 import math
 import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -101,6 +101,41 @@ def _sgd_rate(recipe: Recipe) -> float:
 
 
 PRESETS: dict[str, Preset] = {
+    "entanglement": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": recipe.learning_rate / 8,
+            "epochs": 1,
+            "recovery_rate": 2 * _sgd_rate(recipe),
+            "recovery_epochs": 2,
+            "batches": 1,
+        },
+        "an epoch with eta / 8; two of SGD at 2 eta (0.08 eta if the recipe is SGD), one batch a "
+        "gradient; needs adjacent data",
+    ),
+    "blind_model": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": recipe.learning_rate,
+            "epochs": _tenth(recipe),
+        },
+        "the recipe, ended after a tenth of its epochs",
+    ),
+    "blindspot": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": recipe.learning_rate,
+            "blind_learning_rate": _sgd_rate(recipe),
+            "blind_epochs": max(1, _tenth(recipe) - 1),
+            "epochs": 1,
+        },
+        "blind model and one epoch of imitation, a tenth of the epochs together, at eta: Adam moves "
+        "a weight by about rate times steps, and eta over 19 steps is the published 1e-3 over 48",
+    ),
+    "gaussian_amnesiac": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": recipe.learning_rate / 2,
+            "epochs": _tenth(recipe),
+        },
+        "eta / 2 for a tenth of the epochs, targets drawn once",
+    ),
     "retrain": Preset(
         lambda kind, recipe, classes: {
             "learning_rate": recipe.learning_rate,
@@ -123,9 +158,10 @@ PRESETS: dict[str, Preset] = {
         lambda kind, recipe, classes: {
             "learning_rate": recipe.learning_rate / 10,
             "epochs": recipe.epochs,
-            "stop_at_chance": classes,
+            **({"stop_at_chance": classes} if classes > 1 else {"clip": 1.0}),
         },
-        "eta / 10 until the forget loss is that of guessing",
+        "eta / 10 until the forget loss is that of guessing (regression: a row stops at the error "
+        "of one deviation)",
     ),
     "jit_lipschitz": Preset(
         lambda kind, recipe, classes: {
@@ -140,6 +176,22 @@ PRESETS: dict[str, Preset] = {
             "optimizer": "sgd",
         },
         "one pass of SGD at 3 eta (0.12 eta if the recipe is SGD)",
+    ),
+    "forsaken": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": 25 * _sgd_rate(recipe),
+            "steps": max(1, math.ceil(5 * recipe.epochs / 6)),
+        },
+        "full-batch SGD at 25 eta (eta if the recipe is SGD), 5 passes over F for 6 epochs, 5 % of "
+        "the entries",
+    ),
+    "mox": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": recipe.learning_rate / 16,
+            "epochs": _third(recipe),
+        },
+        "alpha 4 and 10 passes over F for 30 epochs, as published; eta / 16, so that the reflected "
+        "step is the published tenth of a weight's size",
     ),
     "neggrad_plus": Preset(
         lambda kind, recipe, classes: {
@@ -165,22 +217,143 @@ PRESETS: dict[str, Preset] = {
     ),
     "hamu": Preset(
         lambda kind, recipe, classes: {
-            "learning_rate": recipe.learning_rate,
+            "radius": 10 * _sgd_rate(recipe),
+            "learning_rate": (1 if kind in ("random", "ids") else 10) * _sgd_rate(recipe),
+            "infeasible": "fallback",
             "epochs": _tenth(recipe),
         },
-        "to be set",
+        "a fixed radius of 10 eta (a step of Adam on a hundred weights) and 5 eta nats a step, or "
+        "eta / 2 to forget examples of all kinds; a tenth of the epochs",
+    ),
+    "l1_sparse": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": 5 * recipe.learning_rate,
+            "epochs": _tenth(recipe),
+        },
+        "a warm restart as for finetune, 5 eta, for a tenth of the epochs; the published alpha 5e-4",
+    ),
+    "shrink_perturb": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": 5 * recipe.learning_rate,
+            "epochs": _tenth(recipe),
+        },
+        "the published s = 0.6, then a cycle that peaks at 5 eta, for a tenth of the epochs",
+    ),
+    "unsir": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": 10 * recipe.learning_rate,
+            "samples": max(1, recipe.batch_size // 2),
+        },
+        "the published passes, 10 eta to impair (20 times the 1e-3 that Adam is usually given) and "
+        "half of it to repair; half a batch of noises",
+    ),
+    "boundary_shrink": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": recipe.learning_rate / 10,
+            "epochs": _third(recipe),
+        },
+        "eta / 10 for a third of the epochs, which on the forget set alone are few steps; size 0.1",
+    ),
+    "boundary_expand": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": recipe.learning_rate / 10,
+            "epochs": _third(recipe),
+        },
+        "as for boundary_shrink",
+    ),
+    "scrub": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": recipe.learning_rate / 2,
+            "epochs": _tenth(recipe),
+            "msteps": max(1, _tenth(recipe) - 1),
+            "gamma": 0.99,
+            "alpha": 0.001,
+            "temperature": 4.0,
+            "forget_batch": max(1, recipe.batch_size // 4),
+        },
+        "the published large scale (all epochs but the last maximise, gamma 0.99, alpha 0.001, T 4, "
+        "forget batches a quarter of the others) for a tenth of the epochs, with eta / 2: the "
+        "published 5e-4 is half of what Adam is usually given",
+    ),
+    "bad_teacher": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": recipe.learning_rate / 10,
+            "epochs": _third(recipe),
+        },
+        "eta / 10 (the published 1e-4 is a tenth of what Adam is usually given) for a third of the "
+        "epochs over the published 30 % of the retained data: about a tenth of the cost, and as "
+        "many steps as one published pass",
+    ),
+    "amnesiac": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": recipe.learning_rate / 4,
+            "epochs": _tenth(recipe),
+        },
+        "eta / 4, inside the published range of a tenth of Adam's usual rate to all of it, for a "
+        "tenth of the epochs",
+    ),
+    "pseudo_label": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": recipe.learning_rate / 4,
+            "epochs": _tenth(recipe),
+            "rehearse": "labels",
+        },
+        "as for random_labels, eta / 4 for a tenth of the epochs, rehearsing the retained labels",
+    ),
+    "tmu": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": 4 * recipe.learning_rate,
+            "epochs": max(1, math.ceil(recipe.epochs / 30)),
+            "twin_learning_rate": _sgd_rate(recipe),
+            "twin_epochs": max(1, math.ceil(recipe.epochs / 30)),
+            "short_learning_rate": _sgd_rate(recipe),
+            "short_epochs": max(1, math.ceil(recipe.epochs / 30)),
+        },
+        "twin, short model and fine-tuning a thirtieth of the epochs each, at eta, eta and 4 eta: "
+        "the published rates beside that of the original's training, SGD counted as 25 times Adam",
+    ),
+    "cf_k": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": 5 * recipe.learning_rate,
+            "epochs": _tenth(recipe),
+            "k": 1,
+        },
+        "the last layer, a warm restart as for finetune, 5 eta, for a tenth of the epochs",
+    ),
+    "eu_k": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": 5 * recipe.learning_rate,
+            "epochs": _tenth(recipe),
+            "k": 1,
+        },
+        "the last layer anew, 5 eta for a tenth of the epochs: ten times fewer steps, larger ones",
+    ),
+    "pgu": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": recipe.learning_rate,
+            "epochs": recipe.epochs,
+            "stop": "gap" if kind in ("random", "ids") else "retain",
+        },
+        "eta falling to eta / 10 over as many passes of the forget set as the recipe has epochs, rho "
+        "0.9; ends where held-out examples are predicted better, or (classes) 5 % of the rest lost",
     ),
     "features_labels": Preset(
         lambda kind, recipe, classes: {"curvature": "ggn", "damping": 10.0},
         "removal with the generalised Gauss-Newton matrix, damping 10 beside the sum of losses",
     ),
     "influence": Preset(
-        lambda kind, recipe, classes: {"curvature": "woodfisher", "alpha": 20.0},
-        "the published recursion over 1000 retained examples, alpha 20",
+        lambda kind, recipe, classes: (
+            {"curvature": "woodfisher", "alpha": 20.0}
+            if classes > 1
+            else {"curvature": "ggn", "damping": 100.0}
+        ),
+        "the published recursion over 1000 retained examples, alpha 20 (regression: the "
+        "generalised Gauss-Newton matrix, damping 100; the recursion needs bounded losses)",
     ),
     "ssd": Preset(
-        lambda kind, recipe, classes: {"alpha": 5.0, "effective_batch": 1},
-        "alpha 5 on exact per-example importances, lambda 1",
+        lambda kind, recipe, classes: {"alpha": 5.0 if classes > 1 else 2.0, "effective_batch": 1},
+        "alpha 5 on exact per-example importances, lambda 1 (regression: alpha 2, since none "
+        "exceeds n / n_f and ranges are wide)",
     ),
     "lfssd": Preset(
         lambda kind, recipe, classes: {"alpha": 1.3 if kind in ("random", "ids") else 3.0},
@@ -203,7 +376,31 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
-DEFAULT_METHODS = tuple(PRESETS)
+_REAL_ALONE = ("gaussian_amnesiac",)  # for real targets, and for no classes
+DEFAULT_METHODS = tuple(name for name in PRESETS if name not in _REAL_ALONE)
+REGRESSION_METHODS = (
+    *("retrain", "blind_model", "finetune", "gradient_ascent", "neggrad_plus", "blindspot"),
+    *("gaussian_amnesiac", "jit_lipschitz", "info_theoretic"),
+    *("influence", "features_labels", "ssd", "lfssd", "assd"),
+)
+
+
+def check_target(names: Iterable[str], *, real: bool) -> None:
+    """Refuses methods by name: what needs classes for a regression, and the other way round.
+
+    Raises:
+      ValueError: naming the method, and those that there are.
+    """
+    for name in names:
+        if real and name not in REGRESSION_METHODS:
+            raise ValueError(
+                f"method {name} does not forget from a regression; these do: "
+                f"{', '.join(REGRESSION_METHODS)}."
+            )
+        if not real and name in _REAL_ALONE:
+            raise ValueError(
+                f"method {name} is for regressions, with real targets; this source has classes."
+            )
 
 
 class Entry(NamedTuple):

@@ -17,8 +17,8 @@ refused, never guessed at. Undefined numbers are null, never 0 and never NaN.
 |        | seconds                                                                               |
 | curves | label -> mean ROC of the loss attack                                                  |
 
-A record of recommenders (`jaxunlearn.compare_ratings`) has three fields more, `column`, `attacks`
-and `whole`, which `jaxunlearn.audit.views` reads. Schema 2 added them.
+A record of recommenders (`jaxunlearn.compare_ratings`) or of a regression has three fields more,
+`column`, `attacks` and `whole`, which `jaxunlearn.audit.views` reads. Schema 2 added them.
 
 A summary is {"value", "low", "high", "per_model"}: mean over models, its bootstrap interval, and
 each model's number. KLoM is a number of the whole group: its interval is over examples, and it has
@@ -37,7 +37,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxunlearn import audit
+from jaxunlearn import audit, scoring_regression
 from jaxunlearn.data.tasks import Task
 from jaxunlearn.publishing import publish_text
 from jaxunlearn.scoring import Group as Group
@@ -92,19 +92,28 @@ def assemble(
     """
     labels = {part: entry.columns["y"] for part, entry in parts.items()}
     oracle = next((g for g in groups if g.role == "oracle"), None)
-    judged = (
-        judge_classifiers(groups, labels, task.source.num_classes, settings) if oracle else None
-    )
-    metrics = Metrics(oracle, labels, parts, settings)
-    duplicates = task.near_duplicates()
-    facts = {"classes": task.source.num_classes, "near_duplicates": duplicates._asdict()}
+    target, duplicates = task.source.target, task.near_duplicates()
+    facts: dict[str, Any] = {"near_duplicates": duplicates._asdict()}
+    if target is None:
+        classes = task.source.num_classes
+        judged = judge_classifiers(groups, labels, classes, settings) if oracle else None
+        metrics = Metrics(oracle, labels, parts, settings)
+        facts |= {"classes": classes}
+        shown = {}
+    else:
+        unit = scoring_regression.deviation_of(task.source)
+        judge = scoring_regression.judge_regression
+        judged = judge(groups, parts, unit, settings) if oracle else None
+        metrics = scoring_regression.RegressionMetrics(oracle, parts, target, unit, settings)
+        facts |= {"target": target._asdict()}
+        shown = scoring_regression.shown(target)
     found = gather(task, settings, groups, judged, metrics, facts, notes, versions, seconds)
     found["notes"] += _duplicate_note(duplicates)
     found["parts"] = {
         part: {"examples": len(labels[part]), "available": p.available, "words": p.words}
         for part, p in parts.items()
     }
-    return Results(plain(found))
+    return Results(plain(found | shown))
 
 
 def gather(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxunlearn import audit, calibration, compare, data, grids, presets
+from jaxunlearn import audit, calibration, compare, data, grids, presets, results
 from jaxunlearn.calibration import Trial, choose
 from jaxunlearn.sweeps import grid
 
@@ -47,7 +47,7 @@ def test_a_broken_setting_is_never_chosen():
 
 def test_a_broken_model_has_no_gap_and_endless_collateral():
     outputs = {"forget": np.zeros((2, 3, 2)), "retain": np.full((2, 3, 2), np.nan)}
-    proxy = calibration.Proxy(None, None, None, outputs, {}, 1.0)
+    proxy = calibration.Proxy(None, None, None, audit.hellinger_matrix, outputs, {}, 1.0)
     gap, collateral = calibration._judged(proxy, outputs)
     assert np.isnan(gap) and collateral == np.inf
 
@@ -65,11 +65,13 @@ def test_gap_and_collateral_are_those_of_the_audit():
         return {part: logits(part) for part in sizes}
 
     oracle, recipe, original, method = group(8, 0), group(6, 0.2), group(6, 2), group(6, 1)
-    matrices, (o, r, g, m) = calibration._distances(oracle, recipe, original, method)
+    matrices, (o, r, g, m) = calibration._distances(
+        audit.hellinger_matrix, oracle, recipe, original, method
+    )
     floors = audit.recipe_floor(matrices, o, [r], permutations=199, seed=0)
     judged = audit.judge(matrices, audit.Groups(g, o, m, [r]), floors=floors, seed=0)
-    start = calibration._energies(oracle, original)["forget"]
-    proxy = calibration.Proxy(None, None, None, oracle, floors, start)
+    start = calibration._energies(audit.hellinger_matrix, oracle, original)["forget"]
+    proxy = calibration.Proxy(None, None, None, audit.hellinger_matrix, oracle, floors, start)
     gap, collateral = calibration._judged(proxy, method)
     np.testing.assert_allclose(gap, judged.gap_closed.value, rtol=1e-6)
     np.testing.assert_allclose(collateral, judged.collateral.value, rtol=1e-6)
@@ -141,3 +143,39 @@ def test_a_calibration_finds_the_strength_that_proxies_ask_for():
     assert min(wild.collateral) > 5
     assert result.chosen is right or np.mean(right.collateral) > 3
     assert all(0 < t.cost < 3 for t in result.trials)
+
+
+def test_a_comparison_says_how_its_settings_were_chosen():
+    record = {"notes": ["first"], "rows": []}
+    tried = [
+        choose("finetune", [trial(1.0, 0.5, epochs=3)], limit=3),
+        choose("ssd", [trial(1.0, 9.0)], limit=3),
+        choose("acu", [trial(1.0, 0.5)], budget=0.01, limit=3),
+    ]
+    by = calibration.Calibrated([], tried, ["class:5"], compare.Settings(), 7.0)
+    told = calibration.told(results.Results(record), by).record
+    assert told["notes"][0] == "first" and record["notes"] == ["first"]
+    assert "2 methods were chosen on the proxies class:5" in told["notes"][1]
+    assert told["notes"][2].startswith("acu is left out: no setting costs at most 0.01")
+    assert told["notes"][3].startswith("ssd: no setting has at most 3 floors")
+    assert told["calibration"]["tried"][0]["trials"][0]["settings"] == {"epochs": 3}
+
+
+def test_a_method_that_lacks_its_data_is_refused_before_anything_is_trained():
+    needing = next(n for n, e in presets.catalogue().items() if "adjacent" in e.needs)
+    with pytest.raises(ValueError, match=f"{needing} is left out: it needs adjacent data"):
+        calibration.calibrated(data.class_task(data.digits(), 3), presets.parse_methods(needing))
+
+
+@pytest.mark.slow
+def test_named_methods_get_settings_and_others_stay_as_they_are(monkeypatch):
+    monkeypatch.setitem(grids.GRIDS, "finetune", lambda r: {"learning_rate": [1e-4, 1e-2]})
+    recipe = presets.Recipe(epochs=4, learning_rate=5e-3)
+    settings = compare.Settings(recipe=recipe, seeds=4, oracles=8, permutations=99)
+    asked = presets.parse_methods("finetune,retrain,neggrad_plus(alpha=0.9)")
+    found = calibration.calibrated(
+        data.random_task(data.digits(), 0.1, seed=0), asked, settings, count=2
+    )
+    assert [each.name for each in found.methods] == ["finetune", "retrain", "neggrad_plus"]
+    assert "learning_rate" in found.methods[0].changes and found.methods[1:] == asked[1:]
+    assert len(found.proxies) == 2 and found.seconds > 0

@@ -2,8 +2,8 @@
 
 `VERDICTS` has an entry for every `verdict.Verdict`, `METRICS` one for every classical metric that a
 report tabulates (title, one sentence), `RATING_METRICS` the same for recommenders and
-`REGRESSION_METRICS` what regressions have besides errors and explained variance. The definitions are
-in the modules that compute them.
+`REGRESSION_METRICS` what regressions have besides errors and explained variance. The definitions
+are in the modules that compute them.
 """
 
 from .verdict import Verdict
@@ -79,7 +79,7 @@ METRICS: dict[str, tuple[str, str]] = {
 RATING_METRICS: dict[str, tuple[str, str]] = {
     "rmse": (
         "Root mean square error",
-        "In the unit of what is predicted. The aim is the oracle's value, not the lowest one: a low "
+        "In the unit of what is predicted. The aim is the oracle's value, not the lowest: a low "
         "error on forget data is memory.",
     ),
     "explained": (
@@ -119,8 +119,8 @@ REGRESSION_METRICS: dict[str, tuple[str, str]] = {
     ),
     "prediction_distance": (
         "Distance of predictions to the oracles",
-        "Root mean square difference to a retrained model's predictions, in the unit of the target, "
-        "averaged over the oracles. Lower is nearer.",
+        "Root mean square difference to a retrained model's predictions, in the unit of the "
+        "target, averaged over the oracles. Lower is nearer.",
     ),
     "wasserstein": (
         "Wasserstein-1 distance to the oracles",

@@ -109,7 +109,9 @@ def _over_oracles(
     broken = not np.isfinite(theirs).all()
     return np.array(
         [
-            np.nan if broken or not np.isfinite(f).all() else np.mean([distance(f, g) for g in theirs])
+            np.nan
+            if broken or not np.isfinite(f).all()
+            else np.mean([distance(f, g) for g in theirs])
             for f in own
         ]
     )

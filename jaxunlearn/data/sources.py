@@ -1,5 +1,5 @@
-"""Named sources of labelled examples: digits embedded, MNIST and CIFAR from `.npz` files, any TFDS
-directory.
+"""Named sources of labelled examples: digits and diabetes embedded, MNIST and CIFAR from `.npz`
+files, any TFDS directory.
 
     source  =  train + validation + test        each row with x, y and an id of its own
 
@@ -14,9 +14,11 @@ forgotten and what is retained. Nothing here touches the network, and nothing re
 | `cifar10`   | the ten classes              | `cifar10.npz`         | (n, 32, 32, 3) standardised |
 | `cifar100`  | `fine`*, `coarse`            | `cifar100[_part].npz` | (n, 32, 32, 3) standardised |
 | `tfds:NAME` | as stored                    | a TFDS directory      | standardised where uint8    |
+| `diabetes`  | a real target                | scikit-learn          | (n, 10) standardised        |
 
 The label set with a star is the default. Digits lie in [0, 1]. How archives are laid out and images
-scaled is said in `jaxunlearn.data.archives`, where TFDS directories lie in `jaxunlearn.data.tfds`.
+scaled is said in `jaxunlearn.data.archives`, where TFDS directories lie in `jaxunlearn.data.tfds`;
+what is a regression is in `jaxunlearn.data.regression`.
 """
 
 import dataclasses
@@ -25,7 +27,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -36,6 +38,7 @@ Columns: TypeAlias = Mapping[str, np.ndarray]
 
 SPLITS = ("train", "validation", "test")
 _DTYPES = {"x": ("float32",), "y": ("int32",), "id": ("int32", "int64")}
+_REAL = _DTYPES | {"y": ("float32",)}
 _DIGITS_SIZES = (1200, 297, 300)
 _DIGITS_LABELS: dict[str, tuple[str, ...]] = {
     "digit": tuple("0123456789"),
@@ -43,6 +46,14 @@ _DIGITS_LABELS: dict[str, tuple[str, ...]] = {
     "loop": ("without loop", "with loop"),
 }
 _LOOPED_DIGITS = (0, 6, 8, 9)
+
+
+class Target(NamedTuple):
+    """What the number that a regression predicts means: target = mean + deviation * y."""
+
+    name: str  # what it is called
+    mean: float  # of the training targets, in their unit
+    deviation: float  # > 0, likewise
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,7 +67,10 @@ class Source:
         unique over all three splits, in [0, 2**31) so that it survives as int32 on the device.
         Further columns are free, e.g. `"fine"`. A validation or test split may have no rows. The
         arrays are made read-only views.
-      label_names: label column -> names of its values 0, 1, ...; always has `"y"`.
+      label_names: label column -> names of its values 0, 1, ...; has `"y"`, unless `target` is
+        given.
+      target: of a regression, whose `"y"` is float32 (n, 1), the target less its mean, in units of
+        its deviation. None: `"y"` holds classes.
 
     Raises:
       TypeError, ValueError: a rule above is broken; the message names split, column and row.
@@ -72,14 +86,21 @@ class Source:
     validation: Columns
     test: Columns
     label_names: Mapping[str, tuple[str, ...]]
+    target: Target | None = None
 
     def __post_init__(self) -> None:
-        if "y" not in self.label_names:
-            raise ValueError(f"{self.name}: label_names needs 'y', has {sorted(self.label_names)}.")
+        real = self.target is not None
+        if real == ("y" in self.label_names):
+            need = "must not name 'y', since it has a real target" if real else "needs 'y'"
+            raise ValueError(f"{self.name}: label_names {need}, has {sorted(self.label_names)}.")
+        if self.target is not None and not 0 < self.target.deviation < np.inf:
+            raise ValueError(
+                f"{self.name}: the target needs a finite deviation > 0, got {self.target}."
+            )
         for split in SPLITS:
             columns = {name: _read_only(column) for name, column in getattr(self, split).items()}
             object.__setattr__(self, split, columns)
-            _check_split(f"{self.name}.{split}", columns, self.train, self.label_names)
+            _check_split(f"{self.name}.{split}", columns, self.train, self.label_names, real)
         if len(self.train["y"]) == 0:
             raise ValueError(f"{self.name}.train has no rows.")
         ids = np.concatenate([getattr(self, split)["id"] for split in SPLITS])
@@ -93,13 +114,20 @@ class Source:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the values of `"y"`."""
+        """Names of the values of `"y"`; `ValueError` for a regression, which has none."""
+        if self.target is not None:
+            raise ValueError(f"{self.name} is a regression of {self.target.name}: no classes.")
         return self.label_names["y"]
 
     @property
     def num_classes(self) -> int:
         """How many values `"y"` may take."""
         return len(self.class_names)
+
+    @property
+    def num_outputs(self) -> int:
+        """How many numbers a model gives an example: its classes, or 1 of a regression."""
+        return self.num_classes if self.target is None else 1
 
     @property
     def label_columns(self) -> tuple[str, ...]:
@@ -120,6 +148,8 @@ class Source:
         once.
         """
         state = hashlib.sha256()
+        if self.target is not None:
+            state.update(repr(("target", *self.target)).encode())
         for column, names in sorted(self.label_names.items()):
             state.update(repr(("names", column, tuple(names))).encode())
         for split in SPLITS:
@@ -136,7 +166,11 @@ def _read_only(column: Any) -> np.ndarray:
 
 
 def _check_split(
-    where: str, columns: Columns, train: Columns, label_names: Mapping[str, Sequence[str]]
+    where: str,
+    columns: Columns,
+    train: Columns,
+    label_names: Mapping[str, Sequence[str]],
+    real: bool,
 ) -> None:
     """Every rule of `Source` that concerns one split."""
     missing = [name for name in ("x", "y", "id", *label_names) if name not in columns]
@@ -154,12 +188,14 @@ def _check_split(
             )
         if column.dtype != train[name].dtype:
             raise TypeError(f"{where}['{name}'] is {column.dtype}, in train {train[name].dtype}.")
-    for name, allowed in _DTYPES.items():
+    for name, allowed in (_REAL if real else _DTYPES).items():
         if columns[name].dtype not in map(np.dtype, allowed):
             raise TypeError(
                 f"{where}['{name}']: expected {' or '.join(allowed)}, got {columns[name].dtype}. "
                 f"Use .astype(np.{allowed[0]}) if that loses nothing."
             )
+    if real and columns["y"].shape[1:] != (1,):
+        raise ValueError(f"{where}['y']: expected targets (n, 1), got {columns['y'].shape}.")
     limits = {"id": 2**31} | {name: len(names) for name, names in label_names.items()}
     for name, limit in limits.items():
         column = columns[name]
@@ -261,7 +297,7 @@ def digits(labels: str = "digit") -> Source:
 
 
 def load(name: str, *, data_dir: str | Path | None = None, labels: str | None = None) -> Source:
-    """A source by name: `"digits"`, `"digits:odd_even"`, `"mnist"`, `"cifar10"`,
+    """A source by name: `"digits"`, `"digits:odd_even"`, `"diabetes"`, `"mnist"`, `"cifar10"`,
     `"cifar100:coarse"`, `"tfds:NAME"`.
 
     Args:
@@ -277,7 +313,7 @@ def load(name: str, *, data_dir: str | Path | None = None, labels: str | None = 
       >>> load("digits:odd_even").class_names
       ('even', 'odd')
     """
-    from jaxunlearn.data import archives, tfds  # which themselves build on this module
+    from jaxunlearn.data import archives, regression, tfds  # which build on this module
 
     if not re.fullmatch(r"\w[\w.-]*(:\w[\w.:-]*)?", name, re.ASCII) or ".." in name:
         raise ValueError(
@@ -300,9 +336,13 @@ def load(name: str, *, data_dir: str | Path | None = None, labels: str | None = 
         return digits(*chosen)
     if base == "cifar100":
         return archives.cifar100(*chosen, data_dir=data_dir)
+    if base == "diabetes":
+        if chosen:
+            raise ValueError(f"'diabetes' has one target only; '{chosen[0]}' is unknown.")
+        return regression.diabetes()
     if base in ("mnist", "cifar10"):
         if chosen:
             raise ValueError(f"'{base}' has one set of labels only; '{chosen[0]}' is unknown.")
         return getattr(archives, base)(data_dir=data_dir)
-    known = ("digits", "mnist", "cifar10", "cifar100", "tfds:NAME")
+    known = ("digits", "mnist", "cifar10", "cifar100", "tfds:NAME", "diabetes")
     raise ValueError(f"no source is called '{base}'. {did_you_mean(base, known)}")

@@ -6,6 +6,7 @@ Text is data; nothing of it is evaluated. `parse_task(source, task.name)` gives 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jaxunlearn.data.regression import range_task
 from jaxunlearn.data.selections import (
     class_task,
     group_task,
@@ -24,6 +25,10 @@ _FORMS = {
     "group": "group:column=value",
     "ids": "ids:1,2,3",
 }
+_REGRESSION_FORMS = {
+    "range": "range:200:350 or range:200:inf",
+    **{kind: _FORMS[kind] for kind in ("random", "group", "ids")},
+}
 _OPTIONS = {"subclass": ("column",), "random": ("seed",)}
 
 
@@ -37,6 +42,9 @@ def parse_task(source: Source, spec: str) -> Task:
     | `random:0.05`, `random:0.05:seed=1`    | `random_task`; the seed is 0 unless given       |
     | `group:user=7`, `group:user=7,9` | `group_task`                                          |
     | `ids:4,7`                        | `index_task`                                          |
+    | `range:200:350`, `range:200:inf` | `range_task`, of a regression                         |
+
+    A regression has no `class` and no `subclass`.
 
     Each takes `:duplicates=forget` or `:duplicates=keep` too.
 
@@ -50,13 +58,15 @@ def parse_task(source: Source, spec: str) -> Task:
       'random:0.05:seed=0'
     """
     kind, *fields = spec.split(":")
-    if kind not in _FORMS:
-        raise ValueError(f"task '{spec}': no kind '{kind}'. {did_you_mean(kind, _FORMS)}")
-    if not fields or not fields[0]:
-        raise ValueError(f"task '{spec}': expected {_FORMS[kind]}.")
+    forms = _FORMS if source.target is None else _REGRESSION_FORMS
+    if kind not in forms:
+        raise ValueError(f"task '{spec}': no kind '{kind}'. {did_you_mean(kind, forms)}")
+    values_given = 2 if kind == "range" else 1
+    if len(fields) < values_given or not all(fields[:values_given]):
+        raise ValueError(f"task '{spec}': expected {forms[kind]}.")
     options: dict[str, Any] = {}
     allowed = (*_OPTIONS.get(kind, ()), "duplicates")
-    for field in fields[1:]:
+    for field in fields[values_given:]:
         option, equals, value = field.partition("=")
         if not equals or option not in allowed:
             raise ValueError(
@@ -65,6 +75,9 @@ def parse_task(source: Source, spec: str) -> Task:
         options[option] = value
     body = fields[0]
     values = body.split(",")
+    if kind == "range":
+        low, high = (read_number(spec, end, float, forms) for end in fields[:2])
+        return range_task(source, low, high, **options)
     if kind == "class":
         return class_task(source, values, **options)
     if kind == "subclass":
