@@ -10,9 +10,11 @@ nothing about this one. The rows of the request are in no proxy's forget set.
 """
 
 import itertools
+import math
 
 import numpy as np
 
+from jaxunlearn.data.regression import in_units, range_task
 from jaxunlearn.data.selections import class_task, group_task, index_task, subclass_task
 from jaxunlearn.data.tasks import Task
 
@@ -37,6 +39,7 @@ def proxies(task: Task, count: int = 3, *, seed: int = 0) -> list[Task]:
     | sub-classes         | as many other sub-classes of the same labels                         |
     | groups of a column  | as many other groups, those of the nearest sizes                     |
     | random rows, ids    | as many other training rows, drawn uniformly                         |
+    | a range of targets  | other ranges that hold as many training rows                         |
 
     Copies of forgotten rows are treated as in `task`.
 
@@ -48,11 +51,13 @@ def proxies(task: Task, count: int = 3, *, seed: int = 0) -> list[Task]:
     if count < 1:
         raise ValueError(f"proxies: count must be >= 1, got {count}.")
     kind, body, *options = task.name.split(":")
-    extra = dict(option.split("=", 1) for option in options)
+    extra = dict(option.split("=", 1) for option in options if "=" in option)
     copies = extra.get("duplicates", "raise")
     rng = np.random.default_rng(seed)
     if kind in ("random", "ids"):
         return [_other_rows(task, rng, copies) for _ in range(count)]
+    if kind == "range":
+        return _other_ranges(task, count, rng, copies)
     source = task.source
     if kind == "class":
         column = "y"
@@ -83,6 +88,22 @@ def proxies(task: Task, count: int = 3, *, seed: int = 0) -> list[Task]:
     if kind == "subclass":
         return [subclass_task(source, each, column=column, duplicates=copies) for each in chosen]
     return [group_task(source, column, each, duplicates=copies) for each in chosen]
+
+
+def _other_ranges(task: Task, count: int, rng: np.random.Generator, copies: str) -> list[Task]:
+    """Windows of as many sorted targets, outside the request's own range."""
+    source, own = task.source, task.train_parts["forget"]
+    assert source.target is not None
+    targets = in_units(source.target, source.train["y"]).reshape(-1)
+    values = np.sort(targets)
+    low, high = np.searchsorted(values, [targets[own].min(), targets[own].max()], side="left")
+    starts = [*range(low - len(own) + 1), *range(high + 1, len(values) - len(own) + 1)]
+    ends = [*values.tolist(), math.inf]
+    windows = {(ends[s], ends[s + len(own)]) for s in starts if ends[s] < ends[s + len(own)]}
+    if not windows:
+        raise ValueError(f"proxies: there is no other request like '{task.name}' in {source.name}.")
+    chosen = [sorted(windows)[place] for place in rng.permutation(len(windows))[:count]]
+    return [range_task(source, *window, duplicates=copies) for window in chosen]
 
 
 def _other_rows(task: Task, rng: np.random.Generator, copies: str) -> Task:

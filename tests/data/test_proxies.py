@@ -25,8 +25,10 @@ def forgotten(task):
         lambda: data.group_task(data.digits("loop"), "fine", 3),
         lambda: data.random_task(data.digits(), 0.05, seed=0),
         lambda: data.index_task(data.digits(), data.digits().train["id"][:7]),
+        lambda: data.parse_task(data.load("diabetes"), "range:200:inf"),
+        lambda: data.parse_task(data.load("diabetes"), "range:100:130"),
     ],
-    ids=["class", "classes", "subclass", "group", "random", "ids"],
+    ids=["class", "classes", "subclass", "group", "random", "ids", "top", "middle"],
 )
 def test_proxies_are_of_the_kind_and_leave_the_request_alone(make):
     task = make()
