@@ -9,6 +9,7 @@
 | `ensemble.json`           | the section on many models as one program                      |
 | `curvature.json`          | the section on the price of a Fisher diagonal                  |
 | `continual.json`          | the section on continual learning                              |
+| `entangled.json`          | the section on a digit forgotten among its like                |
 | `analytic.json`           | the section on deleting from analytic heads                    |
 | `als.json`                | the section on recommenders: sweeps and deletions              |
 | `kernel.json`             | the section on leaving rows out of kernel machines             |
@@ -26,7 +27,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from experiments import continual_section, sections
+from experiments import continual_section, entangled_section, sections
 from experiments.benchmarks import (
     als_section,
     analytic_section,
@@ -76,6 +77,7 @@ How to read the tables:
 FURTHER: dict[str, tuple[Callable[[Path], Record], Callable[[Record], str]]] = {
     "curvature.json": (curvature_section.read, curvature_section.curvature_price),
     "continual.json": (continual_section.read, continual_section.continual),
+    "entangled.json": (entangled_section.read, entangled_section.entangled),
     "analytic.json": (analytic_section.read, analytic_section.analytic),
     "kernel.json": (kernel_section.read, kernel_section.kernels),
     "als.json": (als_section.read, als_section.alternating),

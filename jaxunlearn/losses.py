@@ -3,6 +3,8 @@
     cross_entropy    l_i = -log softmax(z_i)[y_i]       nats, summed over positions if there are any
     squared_error    l_i = sum_k (f_ik - y_ik)^2        in the squared unit of the target
     local_cross_entropy, binary_cross_entropy           over some of the classes, nats
+    unlikelihood     l_i = -log(1 - softmax(z_i)[y_i] + o)   of a label that is to become unlikely
+    entropy          H_i = -sum_k p_ik log p_ik              of the prediction, no label read
 
 Nothing here averages over examples: a loss that mixes examples has no per-example gradient, and
 unlearning needs those. `weighted_mean` is the one reduction, and the only place where `"weight"` is
@@ -16,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxunlearn.typing import Array, Batch, Params
+from jaxunlearn.typing import Array, Batch, Params, check_between
 
 
 def _sum_of_each(values: Array) -> Array:
@@ -258,3 +260,77 @@ def check_labels(where: str, batch: Batch, classes: int) -> None:
             f"{where}: labels must lie in [0, {classes}), the classes of the model's outputs, "
             f"but row {row} has {labels[row]}."
         )
+
+
+def saturated(losses: Array, clip: float | Array) -> Array:
+    """C(l) = l with its gradient where l < clip, and with gradient exactly 0 from there on.
+
+    The value is the loss itself, so that a curve shows what was reached; only the push ends. (The
+    `clip` of `objectives.mean_loss` ends both.)
+
+    Args:
+      losses: (n,) float, or any shape.
+      clip: nats, > 0; may be traced.
+
+    Returns:
+      The same numbers.
+
+    Example:
+      >>> print(jax.grad(lambda l: saturated(l, 2.0).sum())(jnp.array([1.0, 2.0, 3.0])))
+      [1. 0. 0.]
+    """
+    return jnp.where(losses < clip, losses, jax.lax.stop_gradient(losses))
+
+
+def unlikelihood(logits: Array, labels: Array, offset: float | Array = 0.0) -> Array:
+    """l_i = -log(1 - p_i[y_i] + o), p = softmax(z), summed over the positions of example i.
+
+    Small where the label is unlikely: what is minimised to unlearn a label. Its slope in p is at
+    most 1 / o, so that examples of which the model is sure do not drown the others; its slope in z
+    is at most 1, and for o > 0 goes to 0 as p goes to 1.
+
+    Args:
+      logits: (n, ..., C) float.
+      labels: (n, ...) integers in [0, C), as for `cross_entropy`.
+      offset: o >= 0; may be traced.
+
+    Returns:
+      (n,) float, nats; between -log(1 + o) and -log(o) for each position. 1 - p is the sum of the
+      other probabilities, so that it keeps its digits where p rounds to 1.
+
+    Raises:
+      TypeError, ValueError: as for `cross_entropy`, and for a negative offset.
+
+    Example:
+      >>> print(f"{unlikelihood(jnp.zeros((1, 4)), jnp.array([2]))[0]:.3f}")
+      0.288
+    """
+    _check_classes("unlikelihood", logits, labels)
+    check_between("unlikelihood", "offset", offset, at_least=0)
+    own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    others = jnp.where(own, jnp.finfo(logits.dtype).min / 4, logits)
+    rest = jax.nn.logsumexp(others, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
+    return -_sum_of_each(jnp.logaddexp(rest, jnp.log(jnp.asarray(offset, logits.dtype))))
+
+
+def entropy(logits: Array) -> Array:
+    """H_i = -sum_k p_ik log p_ik, p = softmax(z), summed over the positions of example i.
+
+    Args:
+      logits: (n, ..., C) float; -inf is a probability of exactly 0.
+
+    Returns:
+      (n,) float, nats, in [0, log C] for each position.
+
+    Raises:
+      ValueError: logits without an axis of classes behind that of the examples.
+
+    Example:
+      >>> print(f"{entropy(jnp.array([[0.0, 0.0, -jnp.inf]]))[0]:.3f}")
+      0.693
+    """
+    if logits.ndim < 2:
+        raise ValueError(f"entropy: expected logits (n, ..., C), got shape {logits.shape}.")
+    logs = jax.nn.log_softmax(logits, axis=-1)
+    p = jnp.exp(logs)
+    return -_sum_of_each(p * jnp.where(p > 0, logs, 0))

@@ -308,9 +308,11 @@ PRESETS: dict[str, Preset] = {
             "twin_epochs": max(1, math.ceil(recipe.epochs / 30)),
             "short_learning_rate": _sgd_rate(recipe),
             "short_epochs": max(1, math.ceil(recipe.epochs / 30)),
+            "judge_epochs": 20,
         },
         "twin, short model and fine-tuning a thirtieth of the epochs each, at eta, eta and 4 eta: "
-        "the published rates beside that of the original's training, SGD counted as 25 times Adam",
+        "the published rates beside that of the original's training, SGD counted as 25 times Adam; "
+        "a tenth of the published passes for the judge",
     ),
     "cf_k": Preset(
         lambda kind, recipe, classes: {

@@ -23,6 +23,7 @@ _AGREEMENT: dict[str, Callable] = {
 }
 _ATTACK_SCORES = ("loss", "confidence", "entropy")
 _ROC_GRID = np.linspace(0, 1, 51)
+_FROM_NOTHING = ("retrain", "blind_model")  # methods whose models have no original of their own
 
 
 class Part(NamedTuple):
@@ -161,7 +162,7 @@ class Judge:
             audit.Groups(self.original, self.oracle, own, self.recipes),
             accuracies=self.accuracies,
             chance=self.chance,
-            paired=group.facts.get("paired", group.facts.get("method") != "retrain"),
+            paired=group.facts.get("paired", group.facts.get("method") not in _FROM_NOTHING),
             floors=self.floors,
             permutations=self.settings.permutations,
             resamples=self.settings.resamples,

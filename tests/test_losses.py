@@ -203,3 +203,72 @@ def test_classes_that_are_not_there_are_refused(classes, message):
 def test_binary_cross_entropy_refuses_what_would_broadcast():
     with pytest.raises(ValueError, match="binary_cross_entropy: labels must have the shape"):
         losses.binary_cross_entropy(jnp.zeros((2, 3)), jnp.zeros((2, 1), int))
+
+
+def test_a_saturated_loss_keeps_its_value_and_loses_its_gradient_from_the_clip_on():
+    values = jnp.array([0.5, 3.0, 3.1, jnp.inf])
+    np.testing.assert_array_equal(losses.saturated(values, 3.0), values)
+    slope = jax.grad(lambda v: losses.saturated(v, 3.0).sum())(values)
+    np.testing.assert_array_equal(slope, [1, 0, 0, 0])
+    clipped = jax.grad(lambda v: jnp.minimum(v, 3.0).sum())(values)
+    np.testing.assert_array_equal(clipped[2:], slope[2:])  # what it shares with a plain clip
+    assert jnp.minimum(values, 3.0)[2] != values[2]  # and what it does not
+
+
+# What is to become unlikely, and how sure a prediction is
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.05, 1.0])
+def test_unlikelihood_is_the_log_of_what_is_left_for_other_labels(offset, x64):
+    rng = np.random.default_rng(0)
+    logits, labels = 2 * rng.standard_normal((6, 4)), np.array([0, 1, 2, 3, 1, 0])
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    theirs = -np.log(1 - p[np.arange(6), labels] + offset)
+    ours = losses.unlikelihood(jnp.asarray(logits), jnp.asarray(labels), offset)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+
+
+def test_a_sure_prediction_keeps_its_digits_and_the_offset_bounds_the_slope(x64):
+    """1 - p is 1e-40 here, and rounds to 0 if it is computed as written."""
+    sure, labels = jnp.array([[100 * np.log(10) * 0.4, 0.0]]), jnp.array([0])
+    np.testing.assert_allclose(losses.unlikelihood(sure, labels), 40 * np.log(10), rtol=1e-10)
+
+    def slope(p, offset):
+        logits = jnp.log(jnp.array([[p, 1 - p]]))
+        up = jax.grad(lambda z: losses.unlikelihood(z, labels, offset)[0])(logits)[0, 0]
+        return up / (p * (1 - p))  # dl/dp: 1 / (1 - p + o)
+
+    for p in (0.5, 0.99, 1 - 1e-9):
+        np.testing.assert_allclose(slope(p, 0.05), 1 / (1 - p + 0.05), rtol=1e-6)
+    assert slope(1 - 1e-9, 0.0) > 1e8
+
+
+def test_entropy_is_that_of_scipy_and_a_zero_probability_has_a_finite_slope(x64):
+    stats = pytest.importorskip("scipy.stats")
+    logits = np.random.default_rng(0).standard_normal((5, 4))
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    ours = losses.entropy(jnp.asarray(logits))
+    np.testing.assert_allclose(ours, stats.entropy(p, axis=1), rtol=1e-12)
+    never = jnp.array([[0.0, 1.0, -jnp.inf]])
+    value, slope = jax.value_and_grad(lambda z: losses.entropy(z).sum())(never)
+    np.testing.assert_allclose(value, losses.entropy(never[:, :2])[0], rtol=1e-12)
+    assert jnp.isfinite(slope).all() and slope[0, 2] == 0
+    np.testing.assert_allclose(losses.entropy(jnp.zeros((1, 8))), np.log(8), rtol=1e-12)
+
+
+def test_unlikelihood_and_entropy_add_up_the_positions_of_an_example():
+    logits = jax.random.normal(jax.random.key(0), (2, 5, 3))
+    labels = jnp.array([[0, 1, 1, 0, 1], [1, 1, 0, 1, 0]])
+    apart = [losses.unlikelihood(logits[:, t], labels[:, t], 0.1) for t in range(5)]
+    np.testing.assert_allclose(losses.unlikelihood(logits, labels, 0.1), sum(apart), rtol=1e-5)
+    apart = [losses.entropy(logits[:, t]) for t in range(5)]
+    np.testing.assert_allclose(losses.entropy(logits), sum(apart), rtol=1e-5)
+
+
+def test_unlikelihood_and_entropy_refuse_what_they_cannot_read():
+    with pytest.raises(ValueError, match="unlikelihood: offset must be .*>= 0, got -0.1"):
+        losses.unlikelihood(jnp.zeros((2, 3)), jnp.zeros(2, int), -0.1)
+    with pytest.raises(ValueError, match="unlikelihood: labels must have the shape"):
+        losses.unlikelihood(jnp.zeros((2, 3)), jnp.zeros((2, 1), int))
+    with pytest.raises(ValueError, match=r"entropy: expected logits .*got shape \(3,\)"):
+        losses.entropy(jnp.zeros(3))

@@ -217,7 +217,22 @@ def test_every_preset_builds_for_every_task(name, kind, recipe):
 
 
 def test_the_default_methods_are_all_that_have_a_preset():
-    assert [each.name for each in parse_methods(",".join(presets.DEFAULT_METHODS))] == list(PRESETS)
+    usual = [each.name for each in parse_methods(",".join(presets.DEFAULT_METHODS))]
+    assert usual == [name for name in PRESETS if name != "gaussian_amnesiac"]
+
+
+def test_every_method_is_for_classes_or_for_numbers_and_says_so():
+    assert set(presets.DEFAULT_METHODS) | set(presets.REGRESSION_METHODS) == set(PRESETS)
+    for name in PRESETS:
+        for real, fitting in (
+            (True, presets.REGRESSION_METHODS),
+            (False, presets.DEFAULT_METHODS),
+        ):
+            if name in fitting:
+                presets.check_target([name], real=real)
+            else:
+                with pytest.raises(ValueError, match=f"method {name} "):
+                    presets.check_target([name], real=real)
 
 
 def linear(scale=1.0) -> tuple[Model, Request]:

@@ -1,12 +1,33 @@
 """The methods, one file per paper, in the family of their mechanism."""
 
+from .descent import amnesiac as amnesiac
+from .descent import bad_teacher as bad_teacher
+from .descent import blind_model as blind_model
+from .descent import blindspot as blindspot
+from .descent import boundary_expand as boundary_expand
+from .descent import boundary_shrink as boundary_shrink
 from .descent import descent as descent
+from .descent import entanglement as entanglement
+from .descent import cf_k as cf_k
+from .descent import eu_k as eu_k
 from .descent import finetune as finetune
+from .descent import forsaken as forsaken
+from .descent import gaussian_amnesiac as gaussian_amnesiac
 from .descent import gradient_ascent as gradient_ascent
+from .descent import hamu as hamu
 from .descent import info_theoretic as info_theoretic
 from .descent import jit_lipschitz as jit_lipschitz
+from .descent import l1_sparse as l1_sparse
+from .descent import mox as mox
 from .descent import neggrad_plus as neggrad_plus
+from .descent import pgu as pgu
+from .descent import pseudo_label as pseudo_label
 from .descent import random_labels as random_labels
+from .descent import tmu as tmu
+from .descent import salun as salun
+from .descent import scrub as scrub
+from .descent import shrink_perturb as shrink_perturb
+from .descent import unsir as unsir
 from .edits import assd as assd
 from .edits import features_labels as features_labels
 from .edits import fisher_forgetting as fisher_forgetting

@@ -13,7 +13,6 @@ import jaxunlearn as ju
 from jaxunlearn import objectives
 from jaxunlearn.flatness import directional_slopes, slope_penalty
 from jaxunlearn.losses import weighted_mean
-from jaxunlearn.methods.descent.random_labels import _ForgetFirst
 from jaxunlearn.training import Status
 from tests.suite import laws
 
@@ -258,24 +257,38 @@ def test_an_epoch_of_the_union_sees_each_row_once(case):
     assert steps[:4] != steps[4:]
 
 
-def test_the_sequential_order_sees_the_forget_set_first(case):
+def test_the_sequential_order_sees_the_forget_set_first_in_its_own_batches(case):
+    """Batches of 6: eight forget rows are a full and a short one, sixteen retained rows three."""
     steps = recorded(ju.random_labels(TX, epochs=2, order="sequential"), case)
-    for epoch in (sum(steps[:4], []), sum(steps[4:], [])):
-        assert sorted(epoch[:8]) == list(range(100, 108))
-        assert sorted(epoch[8:]) == list(range(108, 124))
-    assert sum(steps[:4], [])[:8] != sum(steps[4:], [])[:8]
+    assert [len(step) for step in steps] == [6, 2, 6, 6, 4] * 2
+    for epoch in (steps[:5], steps[5:]):
+        assert sorted(sum(epoch[:2], [])) == list(range(100, 108))
+        assert sorted(sum(epoch[2:], [])) == list(range(108, 124))
+    assert steps[:5] != steps[5:]
 
 
-def test_the_sequential_order_is_a_permutation():
-    order = np.asarray(_ForgetFirst(5)(KEY, 12))
-    assert sorted(order[:5]) == list(range(5)) and sorted(order) == list(range(12))
+def test_in_turns_only_the_forget_set_is_relabelled(single):
+    """A loss that knows no wrong label there is: 1 for label 0, the true one of all forget rows."""
+    model = ju.Model(
+        outputs=single.model.outputs, loss=lambda p, b: (b["y"] == 0) * p[1][0] + 0 * p[0][0].sum()
+    )
+    method = ju.random_labels(TX, epochs=2, order="sequential", wrong_only=True)
+    out = method.unlearn(model, single.params, single.request, KEY)
+    np.testing.assert_array_equal(out.info.losses, 0)  # F never has 0 again, R never had it
+    laws.bits(out.params, single.params)
+    any_label = ju.random_labels(TX, epochs=2, order="sequential")
+    assert any_label.unlearn(model, single.params, single.request, KEY).params[1][0] != 0
 
 
 def test_streams_of_different_batches_can_be_relabelled(case):
     request = ju.Request(forget=list(case.request.forget), retain=case.request.retain)
-    chex.assert_tree_all_finite(unlearn(ju.random_labels(TX, epochs=1), case, request).params)
+    for order in ("union", "sequential"):
+        method = ju.random_labels(TX, epochs=1, order=order)
+        chex.assert_tree_all_finite(unlearn(method, case, request).params)
 
 
 def test_an_unknown_order_is_refused():
     with pytest.raises(ValueError, match="order must be 'union' or 'sequential', got 'reverse'"):
         ju.random_labels(order="reverse")
+    with pytest.raises(ValueError, match="random_labels: epochs must be >= 0, got -1"):
+        ju.random_labels(order="sequential", epochs=-1)

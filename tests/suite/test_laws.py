@@ -56,18 +56,18 @@ def obedience() -> list:
 
 @pytest.mark.parametrize(("name", "law"), obedience())
 def test_every_method_obeys(name, law, case):
-    law(METHODS[name], case)
+    law(METHODS[name], cases.suited(name, case))
 
 
 @pytest.mark.parametrize("make", [cases.tuple_case, cases.nnx_case], ids=["tuple", "nnx"])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_works_on_every_kind_of_tree(name, make):
-    laws.keeps_tree_shapes_and_dtypes(METHODS[name], make())
+    laws.keeps_tree_shapes_and_dtypes(METHODS[name], cases.suited(name, make()))
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"retrain"}))
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"retrain", "blind_model"}))
 def test_no_method_moves_running_statistics(name):
-    laws.leaves_statistics_alone(METHODS[name], cases.statistics_case())
+    laws.leaves_statistics_alone(METHODS[name], cases.suited(name, cases.statistics_case()))
 
 
 def test_retraining_makes_its_own_running_statistics():
@@ -83,7 +83,7 @@ def test_a_frozen_model_with_statistics_is_traced_once_too():
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_leaves_masked_leaves_alone(name, case):
     mask = BODY_FROZEN if name in HEAD_ONLY else HEAD_FROZEN
-    laws.leaves_masked_alone(ju.masked(METHODS[name], mask), case, mask)
+    laws.leaves_masked_alone(ju.masked(METHODS[name], mask), cases.suited(name, case), mask)
 
 
 def test_a_masked_method_is_traced_once(case):
@@ -114,25 +114,44 @@ def test_combined_methods_obey_the_same_laws(verb, case):
 
 
 ZERO = {
+    "blindspot": ju.blindspot(blind_epochs=0, epochs=0),
+    "gaussian_amnesiac": ju.gaussian_amnesiac(epochs=0),
+    "l1_sparse": ju.l1_sparse(epochs=0),
+    "unsir": ju.unsir(samples=2, noise_steps=0, impair_epochs=0, repair_epochs=0),
+    "boundary_shrink": ju.boundary_shrink(epochs=0),
+    "boundary_expand": ju.boundary_expand(epochs=0),
+    "shrink_perturb": ju.shrink_perturb(epochs=0),
     "finetune": ju.finetune(epochs=0),
+    "entanglement": ju.entanglement(epochs=0, recovery_epochs=0),
+    "forsaken": ju.forsaken(steps=0),
     "gradient_ascent": ju.gradient_ascent(epochs=0),
     "info_theoretic": ju.info_theoretic(epochs=0),
     "jit_lipschitz": ju.jit_lipschitz(epochs=0),
+    "mox": ju.mox(epochs=0),
     "neggrad_plus": ju.neggrad_plus(epochs=0),
     "random_labels": ju.random_labels(epochs=0),
+    "pgu": ju.pgu(epochs=0),
+    "hamu": ju.hamu(epochs=0),
+    "salun": ju.salun(epochs=0),
+    "scrub": ju.scrub(epochs=0),
+    "bad_teacher": ju.bad_teacher(epochs=0),
+    "amnesiac": ju.amnesiac(epochs=0),
+    "pseudo_label": ju.pseudo_label(epochs=0),
+    "tmu": ju.tmu(epochs=0, twin_epochs=0, short_epochs=0, judge_epochs=0, attack_steps=0),
+    "cf_k": ju.cf_k(epochs=0),
     "descent": ju.descent(ju.objectives.ascent, optax.adam(1.0), steps=0, on=("forget",)),
 }
 
 
 def test_no_epochs_no_change(case):
     assert set(ZERO) == set(DESCENTS)
-    for method in ZERO.values():
-        laws.bits(laws.run(method, case).params, case.params)
+    for name, method in ZERO.items():
+        laws.bits(laws.run(method, cases.suited(name, case)).params, case.params)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_refuses_bad_input_by_name(name, case):
-    method = METHODS[name]
+    method, case = METHODS[name], cases.suited(name, case)
     model, params, request, key = case.model, case.params, case.request, laws.KEY
     broken = jax.tree.map(lambda p: p.at[0].set(np.nan), params)
     with pytest.raises(ValueError, match=r"params\['body'\]\['b'\] holds NaN or Inf"):
@@ -148,7 +167,7 @@ def test_every_method_refuses_bad_input_by_name(name, case):
         method.unlearn(model, params, request.forget, key)
     for field in {"forget", "retain"} & method.needs:
         wrong = getattr(request, field).replace(y=np.full(getattr(request, field).num_examples, 3))
-        if "labels" in method.needs:
+        if "labels" in method.needs and name not in cases.REGRESSIONS:
             with pytest.raises(ValueError, match=r"labels must lie in \[0, 3\).*row 0 has 3"):
                 method.unlearn(model, params, request._replace(**{field: wrong}), key)
         with pytest.raises(ValueError, match=f"{name} needs request.{field}, which is None"):

@@ -1,9 +1,32 @@
 """Gradient-trained methods."""
 
+from .amnesiac import amnesiac as amnesiac
+from .bad_teacher import bad_teacher as bad_teacher
+from .blindspot import blind_model as blind_model
+from .blindspot import blindspot as blindspot
+from .boundary_expand import boundary_expand as boundary_expand
+from .boundary_shrink import boundary_shrink as boundary_shrink
 from .descent import descent as descent
+from .entanglement import entanglement as entanglement
 from .finetune import finetune as finetune
+from .forsaken import forsaken as forsaken
+from .gaussian_amnesiac import gaussian_amnesiac as gaussian_amnesiac
 from .gradient_ascent import gradient_ascent as gradient_ascent
+from .last_layers import cf_k as cf_k
+from .last_layers import eu_k as eu_k
+from .hamu import hamu as hamu
 from .jit_lipschitz import info_theoretic as info_theoretic
 from .jit_lipschitz import jit_lipschitz as jit_lipschitz
+from .l1_sparse import l1_sparse as l1_sparse
+from .mox import mox as mox
 from .neggrad_plus import neggrad_plus as neggrad_plus
+from .pgu import pgu as pgu
+from .pseudo_label import pseudo_label as pseudo_label
 from .random_labels import random_labels as random_labels
+from .tmu import tmu as tmu
+from .salun import saliency_mask as saliency_mask
+from .salun import salient as salient
+from .salun import salun as salun
+from .scrub import scrub as scrub
+from .shrink_perturb import shrink_perturb as shrink_perturb
+from .unsir import unsir as unsir

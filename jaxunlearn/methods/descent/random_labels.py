@@ -6,16 +6,14 @@ Golatkar et al. (2020), "Eternal Sunshine of the Spotless Net", arXiv:1911.04933
 Fan et al. (2024), "SalUn", arXiv:2310.12508, whose constants these are (learning rate 0.013, 10
 epochs, SGD 0.9, weight decay 5e-4).
 
-Departures: 1. With `order="sequential"` the batch in which the forget set ends is filled up with
-retained rows instead of being short. 2. On streaming Data the order is always sequential, since
-there is no shuffling across two streams. 3. Batches have the retained data's batch size.
+Departures: 1. The union of streaming Data is read first F, then R, in the same batches, since there
+is no shuffling across two streams. 2. Batches of the union have the retained data's size.
 """
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -23,7 +21,9 @@ from jaxunlearn import objectives
 from jaxunlearn.data.streams import InMemory, Stream, concatenate
 from jaxunlearn.method import Method, Request
 from jaxunlearn.methods.descent.descent import descent, sgd
-from jaxunlearn.typing import Array, Batch, Data, Key
+from jaxunlearn.model import Model
+from jaxunlearn.objectives import Batches, Objective
+from jaxunlearn.typing import Array, Batch, Data, Key, Params
 
 
 def random_labels(
@@ -40,14 +40,15 @@ def random_labels(
         5e-4.
       epochs: passes over F and R together, >= 0.
       order: "union" (shuffled together; CIFAR-100 and TinyImageNet in the source) or "sequential"
-        (each epoch first F, then R, each shuffled; CIFAR-10 and SVHN in the source).
+        (each epoch first F, then R, each shuffled and in its own batches; CIFAR-10 and SVHN in the
+        source).
       wrong_only: draw from the C - 1 wrong labels instead of all C.
 
     Returns:
       A Method that needs forget, retain, labels and the key.
 
     Raises:
-      ValueError: an unknown order.
+      ValueError: an unknown order, or fewer than 0 epochs.
 
     Edge cases: epochs = 0 gives params bit-identical. A new label is drawn each time a row is seen.
     Cost: `epochs` passes over all data.
@@ -62,31 +63,35 @@ def random_labels(
     if order not in ("union", "sequential"):
         raise ValueError(f"random_labels: order must be 'union' or 'sequential', got {order!r}.")
 
-    return descent(
-        partial(objectives.random_labels, wrong_only=wrong_only),
-        sgd(0.013) if tx is None else tx,
-        epochs=epochs,
-        on=("forget", "retain"),
-        streams=_flagged,
-        shuffle=_forget_first if order == "sequential" else True,
-        name="random_labels",
-    )
+    if epochs < 0:
+        raise ValueError(f"random_labels: epochs must be >= 0, got {epochs}.")
+    common: dict[str, Any] = {
+        "tx": sgd(0.013) if tx is None else tx,
+        "on": ("forget", "retain"),
+        "name": "random_labels",
+    }
+    if order == "sequential":
+        objective = partial(_in_turns, wrong_only=wrong_only)
+        return descent(objective, turns=(("forget", "retain"),) * epochs, **common)
+    objective = partial(objectives.random_labels, wrong_only=wrong_only)
+    return descent(objective, epochs=epochs, streams=_flagged, **common)
 
 
-def _forget_first(request: Request) -> Callable[[Key, int], Array]:
-    return _ForgetFirst(request.forget.num_examples)
+def _in_turns(model: Model, wrong_only: bool) -> Objective:
+    """The objective of one stream at a time: the forget set relabelled, the retained data not."""
+    relabelled = objectives.random_labels(model, wrong_only)
+    plain = objectives.mean_loss(model, "retain")
+    return objectives.stateless(objectives.bind(_of_the_turn, relabelled, plain))
 
 
-@dataclasses.dataclass(frozen=True)
-class _ForgetFirst:
-    """(key, n) -> the first `forgotten` rows in random order, then the others in random order."""
-
-    forgotten: int
-
-    def __call__(self, key: Key, n: int) -> Array:
-        first, rest = jax.random.split(key)
-        after = self.forgotten + jax.random.permutation(rest, n - self.forgotten)
-        return jnp.concatenate([jax.random.permutation(first, self.forgotten), after])
+def _of_the_turn(
+    relabelled: Objective, plain: Objective, params: Params, batches: Batches, key: Key
+) -> Array:
+    if "forget" not in batches:
+        return plain.loss(params, batches, (), key)[0]
+    batch = dict(batches["forget"])
+    batch["relabel"] = jnp.ones(batch["y"].shape[:1], bool)
+    return relabelled.loss(params, {"data": batch}, (), key)[0]
 
 
 def _flagged(request: Request) -> dict[str, Data]:
