@@ -105,8 +105,8 @@ def _summary(task: Mapping[str, Any]) -> str:
         gentle = sum((r["collateral"] or {}).get("value", 1e9) <= 3 for r in rows)
         sentences.append(
             f"Of {len(rows)} methods {words}: {_or_none(good)} cannot be told from retraining "
-            f"beyond recipe noise, {over} over-forget, {collapsed} collapse, {gentle} keep to three "
-            "recipe floors of collateral."
+            f"beyond recipe noise, {over} over-forget, {collapsed} collapse, {gentle} keep to "
+            "three recipe floors of collateral."
         )
     return paragraph(" ".join(sentences))
 

@@ -87,12 +87,17 @@ class Preset(NamedTuple):
     rule: str
 
 
+def _share(recipe: Recipe, share: float) -> int:
+    """That share of the recipe's epochs, at least 1."""
+    return max(1, math.ceil(round(share * recipe.epochs, 6)))
+
+
 def _tenth(recipe: Recipe) -> int:
-    return max(1, math.ceil(recipe.epochs / 10))
+    return _share(recipe, 1 / 10)
 
 
 def _third(recipe: Recipe) -> int:
-    return max(1, math.ceil(recipe.epochs / 3))
+    return _share(recipe, 1 / 3)
 
 
 def _sgd_rate(recipe: Recipe) -> float:
@@ -104,13 +109,13 @@ PRESETS: dict[str, Preset] = {
     "entanglement": Preset(
         lambda kind, recipe, classes: {
             "learning_rate": recipe.learning_rate / 8,
-            "epochs": 1,
+            "epochs": _share(recipe, 1 / 30),
             "recovery_rate": 2 * _sgd_rate(recipe),
-            "recovery_epochs": 2,
+            "recovery_epochs": _share(recipe, 1 / 15),
             "batches": 1,
         },
-        "an epoch with eta / 8; two of SGD at 2 eta (0.08 eta if the recipe is SGD), one batch a "
-        "gradient; needs adjacent data",
+        "a thirtieth of the epochs with eta / 8; a fifteenth of SGD at 2 eta (0.08 eta if the "
+        "recipe is SGD), one batch a gradient; needs adjacent data",
     ),
     "blind_model": Preset(
         lambda kind, recipe, classes: {
@@ -123,11 +128,11 @@ PRESETS: dict[str, Preset] = {
         lambda kind, recipe, classes: {
             "learning_rate": recipe.learning_rate,
             "blind_learning_rate": _sgd_rate(recipe),
-            "blind_epochs": max(1, _tenth(recipe) - 1),
-            "epochs": 1,
+            "blind_epochs": _share(recipe, 1 / 15),
+            "epochs": _share(recipe, 1 / 30),
         },
-        "blind model and one epoch of imitation, a tenth of the epochs together, at eta: Adam moves "
-        "a weight by about rate times steps, and eta over 19 steps is the published 1e-3 over 48",
+        "blind model and imitation, a tenth of the epochs together, at eta: Adam moves a weight by "
+        "about rate times steps, and eta over 19 steps is the published 1e-3 over 48",
     ),
     "gaussian_amnesiac": Preset(
         lambda kind, recipe, classes: {
@@ -230,7 +235,7 @@ PRESETS: dict[str, Preset] = {
             "learning_rate": 5 * recipe.learning_rate,
             "epochs": _tenth(recipe),
         },
-        "a warm restart as for finetune, 5 eta, for a tenth of the epochs; the published alpha 5e-4",
+        "a warm restart as for finetune, 5 eta, for a tenth of the epochs; published alpha 5e-4",
     ),
     "shrink_perturb": Preset(
         lambda kind, recipe, classes: {
@@ -271,8 +276,8 @@ PRESETS: dict[str, Preset] = {
             "temperature": 4.0,
             "forget_batch": max(1, recipe.batch_size // 4),
         },
-        "the published large scale (all epochs but the last maximise, gamma 0.99, alpha 0.001, T 4, "
-        "forget batches a quarter of the others) for a tenth of the epochs, with eta / 2: the "
+        "the published large scale (all epochs but the last maximise, gamma 0.99, alpha 0.001, "
+        "T 4, forget batches a quarter of the others) for a tenth of the epochs, with eta / 2: the "
         "published 5e-4 is half of what Adam is usually given",
     ),
     "bad_teacher": Preset(
@@ -336,8 +341,8 @@ PRESETS: dict[str, Preset] = {
             "epochs": recipe.epochs,
             "stop": "gap" if kind in ("random", "ids") else "retain",
         },
-        "eta falling to eta / 10 over as many passes of the forget set as the recipe has epochs, rho "
-        "0.9; ends where held-out examples are predicted better, or (classes) 5 % of the rest lost",
+        "eta falling to eta / 10 over as many passes of the forget set as the recipe has epochs, "
+        "rho 0.9; ends where held-out examples are predicted better, or (classes) 5 % of the rest lost",
     ),
     "features_labels": Preset(
         lambda kind, recipe, classes: {"curvature": "ggn", "damping": 10.0},

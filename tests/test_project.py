@@ -90,7 +90,7 @@ def forbidden_imports(name: str, source: str, package: bool = False) -> list[str
     top = name.split(".")[1] if "." in name else ""
     if top not in ("cli", "__main__"):
         forbid(places["cli"], "the command line is on top; nothing imports it")
-    if top not in ("cli", "__main__", "compare", "compare_ratings", ""):
+    if top not in ("cli", "__main__", "compare", "compare_ratings", "calibration", ""):
         forbid(places["compare"], "compare stands above the library")
     if top not in ("cli", "__main__", "compare_ratings", ""):
         forbid(places["compare_ratings"], "compare stands above the library")

@@ -205,6 +205,7 @@ def test_what_was_undone_cannot_be_undone_again(x64):
     np.testing.assert_allclose(second, subtract(recorded)[0], rtol=1e-12)
     again, _ = ju.subtract_updates(second, ledger)
     np.testing.assert_array_equal(again, second)
+    assert not ledger.members.any() and (ledger.steps == -1).all()
 
 
 def test_a_watched_row_of_weight_zero_was_not_in_the_batch(x64):

@@ -211,7 +211,7 @@ def test_a_regression_moves_towards_models_that_never_saw_the_range():
     data = ju.data.in_memory({"x": x, "y": y, "id": np.arange(120)}, 24)
     asked = ju.Request(data.take(forgotten), data.take(~forgotten))
     tx = optax.adam(0.02)
-    method = ju.blindspot(tx, blind_tx=tx, blind_epochs=30, epochs=30)
+    method = ju.blindspot(tx, blind_tx=tx, blind_epochs=50, epochs=30)
 
     kept = jnp.stack([jnp.ones(120), jnp.asarray(~forgotten, jnp.float32)])
 
@@ -234,6 +234,7 @@ def test_a_regression_moves_towards_models_that_never_saw_the_range():
         np.mean([wasserstein_distance(a, b) for a, b in zip(p[0], oracle[0], strict=True)])
         for p in (original, ours)
     )
+    print(before, after, original[1].mean(), ours[1].mean())
     assert after <= before / 2, (before, after)
     assert abs(ours[1].mean() / original[1].mean() - 1) <= 0.2, (original[1], ours[1])
 

@@ -13,7 +13,7 @@ import jaxunlearn as ju
 from jaxunlearn.data.streams import as_data
 from jaxunlearn.losses import cross_entropy, weighted_mean
 from jaxunlearn.methods.descent import entangled_data, entanglement
-from jaxunlearn.methods.descent.entanglement import recovery
+from jaxunlearn.methods.descent.entangled_objectives import recovery
 from jaxunlearn.training import Status
 from jaxunlearn.transport import wasserstein2
 
