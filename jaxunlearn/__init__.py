@@ -7,8 +7,8 @@ swept and audited, and every score stands beside the score of true retraining. W
 the `__init__` of its sub-packages import is the public surface; nothing else is promised.
 """
 
-from . import data as data
 from . import constraints as constraints
+from . import data as data
 from . import distillation as distillation
 from . import extrapolation as extrapolation
 from . import flatness as flatness
@@ -38,11 +38,11 @@ from .methods import blind_model as blind_model
 from .methods import blindspot as blindspot
 from .methods import boundary_expand as boundary_expand
 from .methods import boundary_shrink as boundary_shrink
+from .methods import cf_k as cf_k
 from .methods import descent as descent
 from .methods import entanglement as entanglement
-from .methods import features_labels as features_labels
-from .methods import cf_k as cf_k
 from .methods import eu_k as eu_k
+from .methods import features_labels as features_labels
 from .methods import finetune as finetune
 from .methods import fisher_forgetting as fisher_forgetting
 from .methods import forsaken as forsaken
@@ -64,15 +64,15 @@ from .methods import salun as salun
 from .methods import scrub as scrub
 from .methods import shrink_perturb as shrink_perturb
 from .methods import ssd as ssd
-from .methods import unsir as unsir
 from .methods import tmu as tmu
+from .methods import unsir as unsir
 from .methods import win_u as win_u
 from .methods.descent.amnesiac import record_updates as record_updates
 from .methods.descent.amnesiac import subtract_updates as subtract_updates
-from .methods.descent.salun import saliency_mask as saliency_mask
-from .methods.descent.salun import salient as salient
 from .methods.descent.last_layers import last_layers as last_layers
 from .methods.descent.last_layers import layers as layers
+from .methods.descent.salun import saliency_mask as saliency_mask
+from .methods.descent.salun import salient as salient
 from .methods.edits.win_u import win_u_curvature as win_u_curvature
 from .methods.exact.acu import acu_state as acu_state
 from .methods.exact.als import als as als

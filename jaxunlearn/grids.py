@@ -22,6 +22,8 @@ def _epochs(recipe: Recipe, *shares: float) -> list[int]:
     return sorted({max(1, round(share * recipe.epochs)) for share in shares})
 
 
+_STEPS = 1 / 30, 1 / 15, 1 / 10  # of the recipe's epochs: within a tenth of retraining
+
 GRIDS: dict[str, Callable[[Recipe], Axes]] = {
     "finetune": lambda r: {
         "learning_rate": _rates(r, 1, 2, 3, 5, 7, 10),
@@ -35,6 +37,59 @@ GRIDS: dict[str, Callable[[Recipe], Axes]] = {
     "random_labels": lambda r: {
         "learning_rate": _rates(r, 0.1, 0.25, 0.5, 1, 2),
         "epochs": _epochs(r, 1 / 30, 0.1),
+    },
+    "shrink_perturb": lambda r: {
+        "learning_rate": _rates(r, 2.5, 5, 7.5),
+        "shrink": [0.5, 0.6, 0.7, 0.8, 0.9],
+        "distil": [None, 0.3],
+        "epochs": _epochs(r, *_STEPS),
+    },
+    "pseudo_label": lambda r: {
+        "learning_rate": _rates(r, 0.25, 0.5, 1, 2, 5),
+        "target": ["hard", "soft"],
+        "rehearse": ["labels"],
+        "epochs": _epochs(r, 1 / 30, 0.1),
+    },
+    "l1_sparse": lambda r: {
+        "learning_rate": _rates(r, 1, 2.5, 5, 10),
+        "alpha": [5e-5, 5e-4, 2e-3],
+        "epochs": _epochs(r, 0.1),
+    },
+    "hamu": lambda r: {
+        "learning_rate": _rates(r, 0.5, 1, 3, 10, 30),
+        "radius": _rates(r, 2.5, 5, 10, 25),
+        "epochs": _epochs(r, 0.1),
+    },
+    "salun": lambda r: {
+        "learning_rate": _rates(r, 0.125, 0.25, 0.5, 1, 2),
+        "fraction": [0.1, 0.5],
+        "epochs": _epochs(r, 1 / 30, 0.1),
+    },
+    "mox": lambda r: {
+        "learning_rate": _rates(r, 1 / 32, 1 / 16, 1 / 8, 1 / 4),
+        "alpha": [1.0, 2.0, 4.0, 8.0],
+    },
+    "forsaken": lambda r: {
+        "learning_rate": _rates(r, 2.5, 8, 25, 75),
+        "share": [0.05, 0.2, 1.0],
+    },
+    "unsir": lambda r: {
+        "learning_rate": _rates(r, 1, 2.5, 5, 10),
+        "copies": [5, 20],
+    },
+    "boundary_shrink": lambda r: {
+        "learning_rate": _rates(r, 0.02, 0.05, 0.1, 0.3),
+        "size": [0.05, 0.1, 0.3],
+        "epochs": _epochs(r, 1 / 3),
+    },
+    "boundary_expand": lambda r: {
+        "learning_rate": _rates(r, 0.05, 0.1, 0.3, 1),
+        "epochs": _epochs(r, 1 / 3),
+    },
+    "pgu": lambda r: {
+        "learning_rate": _rates(r, 0.5, 1, 2, 4),
+        "rho": [0.2, 0.5, 0.9],
+        "offset": [0.05, 0.2, 1.0],
     },
     "gradient_ascent": lambda r: {"learning_rate": _rates(r, 0.01, 0.03, 0.1, 0.3)},
     "jit_lipschitz": lambda r: {"learning_rate": _rates(r, 0.015, 0.05, 0.15, 0.5)},

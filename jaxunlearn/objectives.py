@@ -6,9 +6,10 @@
     Objective.extras(params, batches, state, key) -> further arguments of `tx.update`, if any
 
 `batches` maps stream names ("retain", "forget", "adjacent", or "data") to one Batch each, all of
-the same global step (in a run with `turns`, the one stream whose turn it is). State holds what a plain loss cannot: running statistics, dual variables,
-adaptive weights. Builders take a `Model` and return an Objective, so that `descent(builder, tx)`
-can be written before the model is known; `functools.partial` binds their hyper-parameters.
+the same global step (in a run with `turns`, the one stream whose turn it is). State holds what a
+plain loss cannot: running statistics, dual variables, adaptive weights. Builders take a `Model` and
+return an Objective, so that `descent(builder, tx)` can be written before the model is known;
+`functools.partial` binds their hyper-parameters.
 
 Objectives built twice from equal arguments compare equal, so that a repeated run compiles nothing.
 """

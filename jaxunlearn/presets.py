@@ -342,7 +342,8 @@ PRESETS: dict[str, Preset] = {
             "stop": "gap" if kind in ("random", "ids") else "retain",
         },
         "eta falling to eta / 10 over as many passes of the forget set as the recipe has epochs, "
-        "rho 0.9; ends where held-out examples are predicted better, or (classes) 5 % of the rest lost",
+        "rho 0.9; ends where held-out examples are predicted better, or (classes) 5 % of the rest "
+        "is lost",
     ),
     "features_labels": Preset(
         lambda kind, recipe, classes: {"curvature": "ggn", "damping": 10.0},

@@ -6,9 +6,9 @@ from .descent import blind_model as blind_model
 from .descent import blindspot as blindspot
 from .descent import boundary_expand as boundary_expand
 from .descent import boundary_shrink as boundary_shrink
+from .descent import cf_k as cf_k
 from .descent import descent as descent
 from .descent import entanglement as entanglement
-from .descent import cf_k as cf_k
 from .descent import eu_k as eu_k
 from .descent import finetune as finetune
 from .descent import forsaken as forsaken
@@ -23,10 +23,10 @@ from .descent import neggrad_plus as neggrad_plus
 from .descent import pgu as pgu
 from .descent import pseudo_label as pseudo_label
 from .descent import random_labels as random_labels
-from .descent import tmu as tmu
 from .descent import salun as salun
 from .descent import scrub as scrub
 from .descent import shrink_perturb as shrink_perturb
+from .descent import tmu as tmu
 from .descent import unsir as unsir
 from .edits import assd as assd
 from .edits import features_labels as features_labels

@@ -234,7 +234,6 @@ def test_a_regression_moves_towards_models_that_never_saw_the_range():
         np.mean([wasserstein_distance(a, b) for a, b in zip(p[0], oracle[0], strict=True)])
         for p in (original, ours)
     )
-    print(before, after, original[1].mean(), ours[1].mean())
     assert after <= before / 2, (before, after)
     assert abs(ours[1].mean() / original[1].mean() - 1) <= 0.2, (original[1], ours[1])
 
@@ -304,6 +303,7 @@ def test_the_blind_model_has_statistics_of_its_own_and_the_student_keeps_its():
     assert laws.different(blind.params["batch_stats"], case.params["batch_stats"])
 
 
+@pytest.mark.slow
 def test_the_best_candidate_is_kept(case):
     method = ju.blindspot(cases.TX, blind_tx=cases.TX, blind_epochs=1, epochs=2)
     kept = ju.keep_best(method, lambda model, params: -jnp.abs(params["body"]["b"]).sum())

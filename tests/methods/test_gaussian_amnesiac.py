@@ -159,9 +159,7 @@ def test_the_union_flags_what_is_forgotten_in_memory_and_streaming(case):
 
 def test_relabelling_in_each_epoch_streams_too():
     small = cases.suited("gaussian_amnesiac", cases.dict_case())
-    method = ju.gaussian_amnesiac(cases.TX, relabel="epoch")
-    laws.streams(method, small)
-    laws.does_something(method, small)
+    laws.streams(ju.gaussian_amnesiac(cases.TX, relabel="epoch"), small)
 
 
 # ----------------------------------------------------------------------------------------- refusals
