@@ -50,6 +50,19 @@ GRIDS: dict[str, Callable[[Recipe], Axes]] = {
         "rehearse": ["labels"],
         "epochs": _epochs(r, 1 / 30, 0.1),
     },
+    "scrub": lambda r: {
+        "learning_rate": _rates(r, 0.125, 0.25, 0.5, 1, 2),
+        "alpha": [0.001, 0.1, 0.5],
+        "msteps": [1, 2],
+    },
+    "bad_teacher": lambda r: {
+        "learning_rate": _rates(r, 0.05, 0.1, 0.25, 0.5, 1),
+        "epochs": _epochs(r, 0.1, 1 / 3),
+    },
+    "amnesiac": lambda r: {
+        "learning_rate": _rates(r, 0.05, 0.1, 0.25, 0.5, 1),
+        "epochs": _epochs(r, 1 / 30, 0.1),
+    },
     "l1_sparse": lambda r: {
         "learning_rate": _rates(r, 1, 2.5, 5, 10),
         "alpha": [5e-5, 5e-4, 2e-3],

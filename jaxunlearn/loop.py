@@ -222,6 +222,8 @@ def scan_steps(
     plan: Plan, length: int, state: FitState, data: Mapping[str, InMemory], key: Key, first: Any
 ) -> tuple[FitState, Array]:
     """Steps first .. first + length - 1 over in-memory data: (state, losses (length,) float32)."""
+    if length == 0:  # nothing is traced either: which streams come together may be undecided
+        return state, jnp.zeros(0, jnp.float32)
 
     def order_at(name: str, passes: Any) -> Array:
         return _order(plan, key, name, passes, data[name].num_examples)

@@ -517,6 +517,8 @@ def test_turns_of_stacked_models_stay_separate():
 
 def test_no_turns_no_change():
     chex.assert_trees_all_equal(run_turns(turns=()).params, START)
+    traced = jax.jit(lambda p: run_turns(params=p, turns=()).params)(START)
+    chex.assert_trees_all_equal(traced, START)
 
 
 def test_the_best_params_are_looked_for_where_epochs_end():
