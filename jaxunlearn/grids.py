@@ -63,6 +63,33 @@ GRIDS: dict[str, Callable[[Recipe], Axes]] = {
         "learning_rate": _rates(r, 0.05, 0.1, 0.25, 0.5, 1),
         "epochs": _epochs(r, 1 / 30, 0.1),
     },
+    "tmu": lambda r: {"learning_rate": _rates(r, 0.25, 1, 2, 4)},
+    "cf_k": lambda r: {
+        "k": [1, 2, 3],
+        "learning_rate": _rates(r, 1, 2, 5, 10),
+        "epochs": _epochs(r, 0.1),
+    },
+    "eu_k": lambda r: {
+        "k": [1, 2, 3],
+        "learning_rate": _rates(r, 1, 2, 5),
+        "epochs": _epochs(r, 0.1),
+    },
+    "blind_model": lambda r: {
+        "learning_rate": _rates(r, 1, 2, 5),
+        "epochs": _epochs(r, *_STEPS),
+    },
+    "blindspot": lambda r: {
+        "learning_rate": _rates(r, 0.5, 1, 2, 5),
+        "blind_learning_rate": _rates(r, 1, 5),
+        "blind_epochs": _epochs(r, 1 / 30, 1 / 15),
+    },
+    "entanglement": lambda r: {
+        "learning_rate": _rates(r, 1 / 16, 1 / 10, 1 / 8, 1 / 6, 1 / 4),
+        "recovery_rate": [
+            rate / (25 if r.optimizer == "sgd" else 1) for rate in _rates(r, 1, 2, 4)
+        ],
+        "recovery_epochs": _epochs(r, 1 / 30, 1 / 15),
+    },
     "l1_sparse": lambda r: {
         "learning_rate": _rates(r, 1, 2.5, 5, 10),
         "alpha": [5e-5, 5e-4, 2e-3],

@@ -1,25 +1,26 @@
 """Blindspot: where it should forget, imitate a brief model that never saw the forget data.
 
     B = a model trained for a few epochs on R from fresh parameters, then frozen
-    min_theta  mean_i  (1 - u_i) l_i(theta) + u_i ( d(f(x_i), B(x_i)) + beta sum_j AT_ij ),   from
-    theta_0,   u_i = 1 if i in F,   AT_ij = mean over positions of (Q(a_j) - Q(b_j))^2
+    min_theta  mean_i  (1 - u_i) l_i(theta) + u_i ( d(f(x_i), B(x_i)) + beta sum_j AT_ij )
+    u_i = 1 if i in F,   AT_ij = mean over positions of (Q(a_j) - Q(b_j))^2,   from theta_0
 
-a_j and b_j are activations of the two models for x_i, and Q(a) is their attention map: the mean over
-channels of a^2, flattened and normalised to length 1. What the model says of F, and where it looks,
-is to become what somebody says who was not there; what it says of R is rehearsed.
+a_j and b_j are activations of the two models for x_i, and Q(a) is their attention map: the mean
+over channels of a^2, flattened and normalised to length 1. What the model says of F, and where it
+looks, is to become what somebody says who was not there; what it says of R is rehearsed.
 
-B alone is a strong baseline, at its price: the publication's own numbers on sentences have it nearer
-to retraining than the model that imitates it. `blind_model` is B as a method, and belongs into every
-table with `blindspot`.
+B alone is a strong baseline, at its price: the publication's own numbers on sentences have it
+nearer to retraining than the model that imitates it. `blind_model` is B as a method, and belongs
+into every table with `blindspot`.
 
 Tarun et al. (2023), "Deep Regression Unlearning", arXiv:2210.08196, and its published code, for
 regression. Attention maps are those of Zagoruyko and Komodakis (2017), arXiv:1612.03928.
 
 Departures: 1. Written per example. The published weights of a batch, its shares of forgotten and of
 retained rows times the mean over each, are the same number, and so are its gradients. 2. For
-classifiers, which are not in the publication, d is KL(softmax B || softmax f). 3. Retained rows have
-the model's own loss; `ell` is d alone, and should be the same loss for a regression. 4. Evaluation
-mode; B has running statistics of its own, from R. 5. On streaming Data the forget batches come first.
+classifiers, which are not in the publication, d is KL(softmax B || softmax f). 3. Retained rows
+have the model's own loss; `ell` is d alone, and should be the same loss for a regression. 4. The
+student is trained in evaluation mode; B has running statistics of its own, from R. 5. On streaming
+Data the forget batches come first.
 """
 
 from collections.abc import Callable

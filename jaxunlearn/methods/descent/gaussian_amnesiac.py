@@ -3,11 +3,11 @@
     min_theta  mean_{i in F and R} l_i(theta; y~_i),    y~_i ~ N(mu, sd^2) if i in F, else y_i
     mu, sd     mean and standard deviation of the targets of F and R together
 
-What random labels are to classes, draws from the distribution of all targets are to numbers. A model
-that does not memorise them learns their mean: under a squared loss the predictions on F move to mu,
-under an absolute one to the median, which is mu again. A model that does memorise them does not
-forget but learn noise, so how often the targets are drawn matters: once, as published, or anew in
-each epoch, when there is nothing to memorise.
+What random labels are to classes, draws from the distribution of all targets are to numbers. A
+model that does not memorise them learns their mean: under a squared loss the predictions on F move
+to mu, under an absolute one to the median, which is mu again. A model that does memorise them does
+not forget but learns noise, so how often the targets are drawn matters: once, as published, or anew
+in each epoch, when there is nothing to memorise.
 
 Tarun et al. (2023), "Deep Regression Unlearning", arXiv:2210.08196, and its published code.
 
@@ -160,7 +160,7 @@ def _draw(moments: Moments, like: Array, key: Key) -> Array:
 def _fresh_loss(
     model: Model, params: Params, batches: Batches, moments: Moments, key: Key
 ) -> tuple[Array, Moments]:
-    """The mean loss where forget rows have targets drawn at this step; a row comes once an epoch."""
+    """The mean loss where forget rows have targets drawn at this step: each row once an epoch."""
     batch = batches["data"]
     y = batch["y"]
     forgotten = batch["forget"].reshape(-1, *[1] * (y.ndim - 1))
