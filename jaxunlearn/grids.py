@@ -39,9 +39,11 @@ GRIDS: dict[str, Callable[[Recipe], Axes]] = {
         "epochs": _epochs(r, 1 / 30, 0.1),
     },
     "shrink_perturb": lambda r: {
-        "learning_rate": _rates(r, 2.5, 5, 7.5),
-        "shrink": [0.5, 0.6, 0.7, 0.8, 0.9],
-        "distil": [None, 0.3],
+        "learning_rate": _rates(r, 3, 4, 5),
+        "shrink": [0.7, 0.8, 0.9, 0.95],
+        "alpha": [0.96, 0.97, 0.98, 0.999, 1.0],
+        "forget_batch": [max(1, r.batch_size // 4)],
+        "schedule": ["cosine"],
         "epochs": _epochs(r, *_STEPS),
     },
     "pseudo_label": lambda r: {

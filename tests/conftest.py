@@ -60,6 +60,9 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(_PRIVATE_CACHE, ignore_errors=True)
 
 
+_MANY_MAPS = 25_000  # Linux allows a process 65,530; XLA crashes beyond
+
+
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs_are_dropped() -> Iterator[None]:
     """After each file. Thousands of them in one process exhaust its memory maps, and XLA crashes.
@@ -68,6 +71,15 @@ def compiled_programs_are_dropped() -> Iterator[None]:
     """
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def compiled_programs_are_dropped_within_a_file_too() -> Iterator[None]:
+    """Where a single file makes too many: the common suite over all methods does."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > _MANY_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture

@@ -118,8 +118,8 @@ def _found(record: Mapping[str, Any]) -> str:
         "retraining, 0 as far as the original, below 0 farther. Collateral: the largest distance "
         "from retraining on data that should have stayed (retain, adjacent, remote, test), in "
         "recipe floors; up to 1 is what an innocent change of the training recipe does. Time is a "
-        "share of retraining (in seconds where retrain was not among the methods). The aim on forget "
-        f"data is no extreme of {escape(main.title)} but the oracle's value. "
+        "share of retraining (in seconds where retrain was not among the methods). The aim on "
+        f"forget data is no extreme of {escape(main.title)} but the oracle's value. "
         f"{escape(floors_sentence(record))}</p>"
     )
 

@@ -339,6 +339,19 @@ def as_data(data: Any, batch_size: int = 256) -> InMemory | Stream:
     )
 
 
+def in_batches(data: Any, batch_size: int | None) -> InMemory | Stream:
+    """The same Data in batches of another size; None, and a stream, keep their own.
+
+    Example:
+      >>> in_batches({"x": np.zeros((5, 2))}, 2).num_batches
+      3
+    """
+    data = as_data(data)
+    if batch_size is None or not isinstance(data, InMemory):
+        return data
+    return dataclasses.replace(data, batch_size=batch_size)
+
+
 def _refuse_iterator(data: Any) -> None:
     if isinstance(data, Iterator):
         raise TypeError(

@@ -183,3 +183,38 @@ def test_a_run_that_diverges_keeps_the_last_finite_params(single):
 def test_constants_outside_their_range_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         ju.shrink_perturb(**given)
+
+
+# ---------------------------------------------------------------------------- the forget set's push
+
+
+def test_with_the_whole_model_and_no_schedule_it_is_neggrad_plus(single):
+    small = dataclasses.replace(single, request=cases.request(batch_size=6))
+    method = ju.shrink_perturb(TX, shrink=1.0, alpha=0.8, schedule="constant", epochs=2)
+    theirs = ju.neggrad_plus(TX, alpha=0.8, epochs=2)
+    chex.assert_trees_all_close(
+        unlearn(method, small).params,
+        unlearn(theirs, small, key=FIT_KEY).params,
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    assert method.needs == {"forget", "retain", "labels", "init", "key"}
+
+
+def test_an_alpha_of_one_changes_nothing(single):
+    alone = unlearn(ju.shrink_perturb(TX, epochs=1), single).params
+    with_one = unlearn(ju.shrink_perturb(TX, epochs=1, alpha=1.0, forget_batch=2), single).params
+    chex.assert_trees_all_close(alone, with_one, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": 1.5}, "alpha must be a finite number >= 0 and <= 1, got 1.5"),
+        ({"forget_batch": 4}, "forget_batch must be >= 1 and goes with alpha, got forget_batch=4"),
+        ({"forget_batch": 0, "alpha": 0.9}, "forget_batch must be >= 1"),
+    ],
+)
+def test_a_push_that_makes_no_sense_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ju.shrink_perturb(**options)

@@ -62,9 +62,34 @@ METHODS: dict[str, ju.Method] = {
 }
 HEAD_ONLY = ("acu",)  # moves the last layer and nothing else
 REGRESSIONS = ("gaussian_amnesiac",)  # made for real targets and refusing classes
-DESCENTS = ("cf_k", "tmu", "forsaken", "mox", "entanglement", "blindspot", "gaussian_amnesiac", "finetune", "gradient_ascent", "info_theoretic", "jit_lipschitz", "neggrad_plus",
-            "random_labels", "descent", "scrub", "bad_teacher", "amnesiac", "pseudo_label", "hamu", "salun",
-            "l1_sparse", "unsir", "boundary_shrink", "boundary_expand", "shrink_perturb", "pgu")  # fmt: skip
+DESCENTS = (
+    "amnesiac",
+    "bad_teacher",
+    "blindspot",
+    "boundary_expand",
+    "boundary_shrink",
+    "cf_k",
+    "descent",
+    "entanglement",
+    "finetune",
+    "forsaken",
+    "gaussian_amnesiac",
+    "gradient_ascent",
+    "hamu",
+    "info_theoretic",
+    "jit_lipschitz",
+    "l1_sparse",
+    "mox",
+    "neggrad_plus",
+    "pgu",
+    "pseudo_label",
+    "random_labels",
+    "salun",
+    "scrub",
+    "shrink_perturb",
+    "tmu",
+    "unsir",
+)
 
 
 @dataclasses.dataclass(frozen=True)

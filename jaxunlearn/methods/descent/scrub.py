@@ -20,7 +20,6 @@ decay of the rate multiplies the updates of whatever `tx` is. 3. Streaming forge
 own batches.
 """
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -30,7 +29,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn.data.streams import InMemory, Stream, as_data
+from jaxunlearn.data.streams import InMemory, Stream, as_data, in_batches
 from jaxunlearn.distillation import prediction_divergence
 from jaxunlearn.losses import weighted_mean
 from jaxunlearn.method import Method, Request, Unlearned, method
@@ -156,7 +155,7 @@ def scrub(
     ) -> Unlearned:
         streams: dict[str, InMemory | Stream] = {"retain": as_data(request.retain)}
         if maximises:
-            streams["forget"] = _in_batches(as_data(request.forget), forget_batch)
+            streams["forget"] = in_batches(request.forget, forget_batch)
         sizes = [sum(streams[name].num_batches for name in epoch) for epoch in turns]
         starts = [0, *itertools.accumulate(sizes)]
         objective = disobedience(model, gamma, alpha, temperature)
@@ -178,12 +177,6 @@ def scrub(
     needs = {"retain", "labels", "key"} | ({"forget"} if maximises else set())
     needs |= {"forget", "held_out"} if rewind else set()
     return method(unlearn, needs=needs, name="scrub", scored=not rewind)
-
-
-def _in_batches(data: InMemory | Stream, batch_size: int | None) -> InMemory | Stream:
-    if batch_size is None or not isinstance(data, InMemory):
-        return data
-    return dataclasses.replace(data, batch_size=batch_size)
 
 
 def disobedience(
