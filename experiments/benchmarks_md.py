@@ -7,6 +7,7 @@
 |---------------------------|----------------------------------------------------------------|
 | `NAME/results.json`       | a section: what was asked, findings, scores, distances, floors |
 | `ensemble.json`           | the section on many models as one program                      |
+| `calibration.json`        | the section on what calibration buys, with its picture         |
 | `curvature.json`          | the section on the price of a Fisher diagonal                  |
 | `continual.json`          | the section on continual learning                              |
 | `entangled.json`          | the section on a digit forgotten among its like                |
@@ -27,7 +28,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from experiments import continual_section, entangled_section, sections
+from experiments import calibration_section, continual_section, entangled_section, sections
 from experiments.benchmarks import (
     als_section,
     analytic_section,
@@ -75,6 +76,7 @@ How to read the tables:
 
 # Files that become one section each: name -> (path -> record, record -> Markdown).
 FURTHER: dict[str, tuple[Callable[[Path], Record], Callable[[Record], str]]] = {
+    "calibration.json": (calibration_section.read, calibration_section.calibrated),
     "curvature.json": (curvature_section.read, curvature_section.curvature_price),
     "continual.json": (continual_section.read, continual_section.continual),
     "entangled.json": (entangled_section.read, entangled_section.entangled),

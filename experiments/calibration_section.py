@@ -23,12 +23,13 @@ def read(path: Path) -> Record:
 
 def calibrated(record: Record) -> str:
     """The section: for each request what was chosen, what it gave, and the best of each budget."""
-    blocks = ["## What calibration buys", paragraph(_introduction(record))]
+    picture = "![Gap closed against collateral at each budget](docs/images/frontier.png)"
+    blocks = ["## What calibration buys", f"```sh\n{record['command']}\n```"]
+    blocks += [paragraph(_introduction(record)), picture]
     for name, task in record["tasks"].items():
         blocks += [f"### {name}: {task['words']} of {task['source']}", _summary(task)]
         blocks.append(grid(_HEADS, [_line(method, task) for method in _methods(task)], words=True))
         blocks.append(_budgets(record, task))
-    blocks.append(f"`{record['command']}`")
     blocks.append(paragraph(origin(record)))
     return "\n\n".join(blocks)
 

@@ -18,7 +18,15 @@ from unittest import mock
 import jax
 import pytest
 
-from jaxunlearn import cli, compare, compare_ratings, presets, rating_presets, results
+from jaxunlearn import (
+    calibration,
+    cli,
+    compare,
+    compare_ratings,
+    presets,
+    rating_presets,
+    results,
+)
 from jaxunlearn.cli import main, parser
 
 SMALL = ["--seeds", "3", "--oracles", "4", "--epochs", "4", "--methods", "ssd", "--rows", "100"]
@@ -201,6 +209,33 @@ def test_the_options_reach_the_comparison(monkeypatch, tmp_path, small):
     assert settings == compare.Settings(presets.Recipe("cnn", "sgd", 0.5, 7, 2), 5, 6, 9, 11)
 
 
+def test_calibrated_settings_are_what_is_compared(monkeypatch, tmp_path, small):
+    seen = []
+
+    def chosen(task, methods, settings, *, budget, cache, say):
+        seen.extend([task, methods, settings, budget])
+        return calibration.Calibrated(
+            presets.parse_methods("ssd(alpha=7.0)"), [], ["class:5"], settings, 1.0
+        )
+
+    def again(task, methods, settings, *, cache, say):
+        seen.append(methods)
+        return results.read(small[0] / "results.json")
+
+    monkeypatch.setattr(calibration, "calibrated", chosen)
+    monkeypatch.setattr(compare, "compare", again)
+    words = """compare --forget class:3 --methods ssd,retrain --calibrate --budget 0.1 --epochs 2
+        --quiet --out""".split()
+    assert run(*words, tmp_path) == 0
+    task, asked, settings, budget, compared = seen
+    assert task.name == "class:3" and [each.label for each in asked] == ["ssd", "retrain"]
+    assert (settings.recipe.epochs, settings.seeds, budget) == (2, 8, 0.1)
+    assert [each.label for each in compared] == ["ssd(alpha=7.0)"]
+    stored = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert stored["calibration"]["proxies"] == ["class:5"]
+    assert "--calibrate" in stored["command"] and "--budget 0.1" in stored["command"]
+
+
 def test_the_defaults_are_those_of_the_library():
     options = parser().parse_args(["compare"])
     recipe = presets.Recipe(
@@ -251,6 +286,8 @@ def test_a_source_of_ratings_is_compared_as_a_recommender(monkeypatch, tmp_path,
         (["--source", "ratings", "--learning-rate", "1"], "use --rank, --regularisation, --sweeps"),
         (["--rank", "3"], "--rank is for recommenders, and digits is classified; leave it out"),
         (["--sweeps", "3"], "--sweeps is for recommenders"),
+        (["--budget", "0.1"], "--budget is for --calibrate; give both or neither"),
+        (["--source", "ratings", "--calibrate"], "--calibrate is for classifiers"),
         (["--feedback", "ials"], "--feedback is for recommenders"),
         (["--source", "ratings", "--feedback", "ials"], "'ials' does not fit ratings, whose feed"),
         (["--source", "ratings", "--feedback", "x"], "feedback: 'x' is unknown"),
