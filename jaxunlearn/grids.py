@@ -78,12 +78,13 @@ GRIDS: dict[str, Callable[[Recipe], Axes]] = {
     },
     "blind_model": lambda r: {
         "learning_rate": _rates(r, 1, 2, 5),
-        "epochs": _epochs(r, *_STEPS),
+        "epochs": _epochs(r, 0.1),
     },
     "blindspot": lambda r: {
         "learning_rate": _rates(r, 0.5, 1, 2, 5),
-        "blind_learning_rate": _rates(r, 1, 5),
-        "blind_epochs": _epochs(r, 1 / 30, 1 / 15),
+        "blind_learning_rate": [
+            rate / (25 if r.optimizer == "sgd" else 1) for rate in _rates(r, 1, 2, 5)
+        ],
     },
     "entanglement": lambda r: {
         "learning_rate": _rates(r, 1 / 16, 1 / 10, 1 / 8, 1 / 6, 1 / 4),

@@ -311,6 +311,7 @@ def test_what_is_of_the_other_kind_is_refused_and_not_ignored(
 # --- Exit statuses ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_comparison_that_says_nothing_exits_with_3_and_writes_its_files(tmp_path):
     words = ["compare", *SMALL[:4], "--epochs", "0", "--methods", "ssd", "--out", "out"]
     done = subprocess.run(

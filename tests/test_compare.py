@@ -376,7 +376,7 @@ def test_neither_more_oracles_nor_fewer_devices_change_the_first_ones(run, task,
     keys = compare.keys_of(SETTINGS.seed, "oracle", 7)
     retained = task.oracle_data(RECIPE.batch_size)
     params, _ = compare._trained(network, RECIPE, retained, keys, {}, None)
-    for part, logits in compare._Evaluator(network, task, SETTINGS)(params).items():
+    for part, logits in compare.Evaluator(network, task, SETTINGS)(params).items():
         split, name = ("train", part) if part in ("forget", "retain") else (
             "test", "forget" if part == "forget_test" else "retain")  # fmt: skip
         found = audit.part_scores(logits, task.columns(split, name)["y"])
@@ -390,7 +390,7 @@ def test_outputs_do_not_depend_on_how_many_are_computed_at_once(task, monkeypatc
     params = jax.jit(jax.vmap(network.init))(jax.random.split(jax.random.key(0), 5))
     monkeypatch.setattr(compare, "_ROWS_AT_ONCE", rows)
     monkeypatch.setattr(compare, "_MODELS_AT_ONCE", models)
-    found = compare._Evaluator(network, task, SETTINGS)(params)
+    found = compare.Evaluator(network, task, SETTINGS)(params)
     for part, logits in found.items():
         x = results.parts_of(task, SETTINGS.rows, SETTINGS.seed)[part].columns["x"]
         assert logits.shape == (5, len(x), CLASSES)
@@ -404,7 +404,7 @@ def test_outputs_do_not_depend_on_how_many_are_computed_at_once(task, monkeypatc
 def test_no_more_rows_of_a_part_are_evaluated_than_asked_for(task):
     network = from_nnx(networks.build("mlp", (6,), CLASSES))
     params = jax.jit(jax.vmap(network.init))(jax.random.split(jax.random.key(0), 2))
-    thin = compare._Evaluator(network, task, dataclasses.replace(SETTINGS, rows=7))(params)
+    thin = compare.Evaluator(network, task, dataclasses.replace(SETTINGS, rows=7))(params)
     assert {logits.shape for logits in thin.values()} == {(2, 7, CLASSES)}
 
 

@@ -129,6 +129,7 @@ def test_the_picture_is_drawn_the_same_every_time(tmp_path):
 @pytest.mark.slow
 def test_a_tiny_run_is_whole_and_keeps_what_it_did_not_ask_for(tmp_path, monkeypatch):
     monkeypatch.setattr(calibration.machine, "use_all_cores", lambda: None)
+    monkeypatch.setattr(calibration, "_share_programs", lambda folder: None)
     (tmp_path / "calibration.json").write_text(json.dumps(made()), encoding="utf-8")
     words = "--only random --methods finetune --epochs 2 --seeds 2 --oracles 4 --proxies 2".split()
     assert calibration.main([*words, "--out", str(tmp_path)]) == 0
