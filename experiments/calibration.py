@@ -41,6 +41,7 @@ TASKS = ("class", "subclass", "random")  # of `experiments.comparisons`
 BUDGETS = (0.02, 0.05, 0.10, 0.33)  # shares of retraining's run time
 MAIN = 0.10  # the budget at which every method is shown
 BEST = 3  # methods at each of the other budgets
+UNPUBLISHED = ("retrain", "win_u")  # win_u's constants want a dense matrix of all weights a model
 
 
 def calibrated(found: References, names: Sequence[str]) -> dict[str, Calibration]:
@@ -103,7 +104,7 @@ def one_task(name: str, chosen: Sequence[str] | None, options: argparse.Namespac
     found = calibration.references(stand_ins, settings, say=_say)
     tried = calibrated(found, names)
     middle = time.perf_counter()
-    roles = roles_of(tried, [each for each in names if each != "retrain"])
+    roles = roles_of(tried, [each for each in names if each not in UNPUBLISHED])
     methods = presets.parse_methods(",".join(roles))
     judged = compare.compare(
         task, methods, dataclasses.replace(settings, oracles=2 * options.oracles), say=_say

@@ -181,6 +181,9 @@ def _methods(name: str | None) -> int:
         raise ValueError(f"method: {presets.nearest(name, entries)}")
     print(entries[name].page)
     print(f"\nPreset in comparisons: {presets.PRESETS[name].rule}.")
+    for kind, chosen in presets.CALIBRATED.items():
+        if name in chosen:
+            print(f"  {kind}: {presets.rule_of(name, kind, 2)}")
     return 0
 
 

@@ -339,7 +339,9 @@ def _facts(
         "needs": sorted(method.needs),
         "guarantee": method.guarantee,
         "arguments": arguments,
-        "preset": "as given" if each.changes else presets.PRESETS[each.name].rule,
+        "preset": "as given"
+        if each.changes
+        else presets.rule_of(each.name, kind, task.source.num_outputs),
         "info": _scalars(info),
     }
 

@@ -17,6 +17,12 @@ def _rates(recipe: Recipe, *multiples: float) -> list[float]:
     return [multiple * recipe.learning_rate for multiple in multiples]
 
 
+def _plain(recipe: Recipe, *multiples: float) -> list[float]:
+    """Rates of plain SGD, whatever trained the network."""
+    share = 25 if recipe.optimizer == "sgd" else 1
+    return [rate / share for rate in _rates(recipe, *multiples)]
+
+
 def _epochs(recipe: Recipe, *shares: float) -> list[int]:
     """Distinct numbers of epochs, at least 1, from shares of the recipe's."""
     return sorted({max(1, round(share * recipe.epochs)) for share in shares})
@@ -82,15 +88,11 @@ GRIDS: dict[str, Callable[[Recipe], Axes]] = {
     },
     "blindspot": lambda r: {
         "learning_rate": _rates(r, 0.5, 1, 2, 5),
-        "blind_learning_rate": [
-            rate / (25 if r.optimizer == "sgd" else 1) for rate in _rates(r, 1, 2, 5)
-        ],
+        "blind_learning_rate": _plain(r, 1, 2, 5),
     },
     "entanglement": lambda r: {
         "learning_rate": _rates(r, 1 / 16, 1 / 10, 1 / 8, 1 / 6, 1 / 4),
-        "recovery_rate": [
-            rate / (25 if r.optimizer == "sgd" else 1) for rate in _rates(r, 1, 2, 4)
-        ],
+        "recovery_rate": _plain(r, 1, 2, 4),
         "recovery_epochs": _epochs(r, 1 / 30, 1 / 15),
     },
     "l1_sparse": lambda r: {
@@ -99,8 +101,8 @@ GRIDS: dict[str, Callable[[Recipe], Axes]] = {
         "epochs": _epochs(r, 0.1),
     },
     "hamu": lambda r: {
-        "learning_rate": _rates(r, 0.5, 1, 3, 10, 30),
-        "radius": _rates(r, 2.5, 5, 10, 25),
+        "learning_rate": _plain(r, 0.5, 1, 3, 10, 30),
+        "radius": _plain(r, 2.5, 5, 10, 25),
         "epochs": _epochs(r, 0.1),
     },
     "salun": lambda r: {
@@ -113,7 +115,7 @@ GRIDS: dict[str, Callable[[Recipe], Axes]] = {
         "alpha": [1.0, 2.0, 4.0, 8.0],
     },
     "forsaken": lambda r: {
-        "learning_rate": _rates(r, 2.5, 8, 25, 75),
+        "learning_rate": _plain(r, 2.5, 8, 25, 75),
         "share": [0.05, 0.2, 1.0],
     },
     "unsir": lambda r: {
@@ -135,8 +137,8 @@ GRIDS: dict[str, Callable[[Recipe], Axes]] = {
         "offset": [0.05, 0.2, 1.0],
     },
     "gradient_ascent": lambda r: {"learning_rate": _rates(r, 0.01, 0.03, 0.1, 0.3)},
-    "jit_lipschitz": lambda r: {"learning_rate": _rates(r, 0.015, 0.05, 0.15, 0.5)},
-    "info_theoretic": lambda r: {"learning_rate": _rates(r, 0.3, 1, 3, 10)},
+    "jit_lipschitz": lambda r: {"learning_rate": _plain(r, 0.015, 0.05, 0.15, 0.5)},
+    "info_theoretic": lambda r: {"learning_rate": _plain(r, 0.3, 1, 3, 10)},
     "ssd": lambda r: {"alpha": [1.0, 2.0, 5.0, 10.0, 30.0]},
     "lfssd": lambda r: {"alpha": [1.1, 1.3, 2.0, 3.0, 5.0]},
     "fisher_forgetting": lambda r: {"alpha": [1e-8, 1e-7, 1e-6, 1e-5]},

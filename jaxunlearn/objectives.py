@@ -169,7 +169,7 @@ def neggrad_plus(model: Model, alpha: float = 0.95) -> Objective:
 
 
 def random_labels(model: Model, wrong_only: bool = False) -> Objective:
-    """L = mean loss on "data", where rows with a true `"relabel"` get a fresh random label.
+    """L = mean loss on "data", where rows with a true `"forget"` get a fresh random label.
 
     Labels are uniform over all C classes, the true one included, or over the C - 1 others with
     `wrong_only`. A new label is drawn every time a row is seen. C is the last axis of the model's
@@ -194,6 +194,6 @@ def _random_labels(
     true = labels.astype(jnp.int32)  # uint8 would wrap in the sum below
     drawn = jax.random.randint(key, labels.shape, 1 if wrong_only else 0, classes, jnp.int32)
     drawn = (true + drawn) % classes if wrong_only else drawn
-    chosen = batch["relabel"].astype(bool).reshape(-1, *[1] * (labels.ndim - 1))
+    chosen = batch["forget"].astype(bool).reshape(-1, *[1] * (labels.ndim - 1))
     relabelled = dict(batch) | {"y": jnp.where(chosen, drawn, true).astype(labels.dtype)}
     return weighted_mean(model.loss(params, relabelled), batch)

@@ -5,11 +5,11 @@
     ssd(preset="paper")                 the published constants, the builder's defaults
 
 The preset of a method is a rule in the terms of the `Recipe` that trained the network (optimiser,
-learning rate eta, E epochs); the rules are in `PRESETS`. They were set once, by hand, with class 3
-and random 5 % of digits in view, and are never chosen per request: on those two tasks they are a
-little too kind to themselves, elsewhere they are as good as any untuned setting. `learning_rate=`
-(a multiple of eta is what the rules set) and `optimizer=` name the transformation for methods that
-take one. Specifications are parsed, never evaluated: names, numbers, strings and
+learning rate eta, E epochs): the one in `PRESETS`, written down by hand, and over it what proxies
+on digits chose for this kind of task (`jaxunlearn.calibrated`, a generated table). It is never
+chosen by the oracle of a request; other data and networks deserve a calibration of their own.
+`learning_rate=` (a multiple of eta is what the rules set) and `optimizer=` name the transformation
+for methods that take one. Specifications are parsed, never evaluated: names, numbers, strings and
 booleans only.
 """
 
@@ -25,6 +25,7 @@ import jax
 import optax
 
 from jaxunlearn import methods
+from jaxunlearn.calibrated import CALIBRATED
 from jaxunlearn.method import Method
 from jaxunlearn.naming import nearest as nearest
 from jaxunlearn.specification import Specified as Specified
@@ -505,7 +506,45 @@ def settings(
             f"method {name}: preset must be 'small' (the rule of this catalogue) or 'paper' (the "
             f"published constants), got {preset!r}."
         )
-    return (PRESETS[name].arguments(kind, recipe, classes) if preset == "small" else {}) | changes
+    return (_small(name, kind, recipe, classes) if preset == "small" else {}) | changes
+
+
+RATES = ("learning_rate", "blind_learning_rate", "recovery_rate", "radius")
+LENGTHS = ("epochs", "blind_epochs", "recovery_epochs")
+_PLAIN = ("forsaken", "hamu", "jit_lipschitz", "info_theoretic")  # their rate is SGD's own
+_LIKE = {"group": "class", "ids": "random"}  # kinds of task that have no proxies of their own
+
+
+def _chosen(name: str, kind: str, classes: int) -> Mapping[str, Any] | None:
+    """What proxies chose, if they did for this kind of task."""
+    return None if classes < 2 else CALIBRATED.get(_LIKE.get(kind, kind), {}).get(name)
+
+
+def _small(name: str, kind: str, recipe: Recipe, classes: int) -> dict[str, Any]:
+    """The rule of `PRESETS`, and over it what proxies chose, in the terms of the recipe."""
+    made = dict(PRESETS[name].arguments(kind, recipe, classes))
+    for argument, value in (_chosen(name, kind, classes) or {}).items():
+        if argument in RATES:
+            plain = argument != "learning_rate" or name in _PLAIN
+            value = value * (_sgd_rate(recipe) if plain else recipe.learning_rate)
+        elif argument in LENGTHS:
+            value = _share(recipe, value)
+        made[argument] = value
+    return made
+
+
+def rule_of(name: str, kind: str, classes: int) -> str:
+    """The preset of a method for a kind of task, in words."""
+    chosen = _chosen(name, kind, classes)
+    if not chosen:
+        return PRESETS[name].rule
+    told = ", ".join(
+        f"{argument} {value:.3g} {'eta' if argument in RATES else 'E'}"
+        if argument in RATES + LENGTHS
+        else f"{argument} {value}"
+        for argument, value in chosen.items()
+    )
+    return f"chosen on proxies of digits: {told}"
 
 
 _NOUNS = {

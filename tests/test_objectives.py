@@ -121,7 +121,7 @@ def drawn_labels(wrong_only, batch, classes):
 def test_random_labels_are_uniform_over_the_classes_and_spare_the_rest(dtype):
     n, classes = 300, 3
     true = jnp.full(n, 2, dtype)
-    batch = {"y": true, "relabel": jnp.arange(n) < 250}
+    batch = {"y": true, "forget": jnp.arange(n) < 250}
     any_label = drawn_labels(False, batch, classes)
     wrong = drawn_labels(True, batch, classes)
     for labels in (any_label, wrong):
@@ -133,21 +133,21 @@ def test_random_labels_are_uniform_over_the_classes_and_spare_the_rest(dtype):
 
 
 def test_wrong_labels_of_small_integers_do_not_wrap_around():
-    batch = {"y": jnp.full(64, 199, jnp.uint8), "relabel": jnp.ones(64, bool)}
+    batch = {"y": jnp.full(64, 199, jnp.uint8), "forget": jnp.ones(64, bool)}
     labels = drawn_labels(True, batch, 200)
     assert (labels < 199).all() and labels.max() > 100
 
 
 def test_every_position_of_an_example_gets_a_label_of_its_own():
     x, y = jnp.zeros((4, 5, 2)), jnp.zeros((4, 5), int)
-    batch = {"x": x, "y": y, "relabel": jnp.array([True, True, False, False])}
+    batch = {"x": x, "y": y, "forget": jnp.array([True, True, False, False])}
     loss = value(objectives.random_labels(MODEL), {"data": batch})
     np.testing.assert_allclose(loss, 5 * np.log(3), rtol=1e-6)  # logits 0: any label costs log 3
 
 
 def test_with_a_single_class_no_label_is_wrong():
     one = Model(outputs=lambda p, b: b["x"][:, :1], loss=lambda p, b: b["x"][:, 0])
-    batch = some(0, relabel=jnp.ones(4, bool))
+    batch = some(0, forget=jnp.ones(4, bool))
     with pytest.raises(ValueError, match="wrong_only needs at least 2 classes, this model has 1"):
         value(objectives.random_labels(one, wrong_only=True), {"data": batch})
 

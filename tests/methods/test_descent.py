@@ -203,7 +203,7 @@ def seen_labels(wrong_only, classes=5, rows=4000):
             outputs=lambda p, b: p * jnp.ones((b["y"].shape[0], classes)),
             loss=lambda p, b, c=c: p * (b["y"] == c),
         )
-        batch = {"y": jnp.full(rows, 2), "relabel": jnp.ones(rows, bool)}
+        batch = {"y": jnp.full(rows, 2), "forget": jnp.ones(rows, bool)}
         value = objectives.random_labels(model, wrong_only).loss(
             jnp.ones(()), {"data": batch}, (), KEY
         )[0]
@@ -224,7 +224,7 @@ def test_labels_are_drawn_uniformly(wrong_only):
 def test_retained_rows_keep_their_labels(single):
     """With nothing to relabel the objective is the mean loss."""
     retain = single.request.retain.arrays
-    batch = retain | {"relabel": jnp.zeros(16, bool), "weight": jnp.ones(16)}
+    batch = retain | {"forget": jnp.zeros(16, bool), "weight": jnp.ones(16)}
     value, _ = objectives.random_labels(single.model).loss(single.params, {"data": batch}, (), KEY)
     np.testing.assert_allclose(
         value, weighted_mean(single.model.loss(single.params, retain), batch), rtol=1e-6

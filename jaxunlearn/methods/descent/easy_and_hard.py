@@ -56,7 +56,7 @@ def _loss(
         )
         batch["x"] = jnp.where((flag == EASY).reshape(-1, *[1] * (x.ndim - 1)), x + noise, x)
     wrong = objectives.random_labels(model, wrong_only=True)
-    return wrong.loss(params, {"data": batch | {"relabel": flag == HARD}}, (), key)[0], state
+    return wrong.loss(params, {"data": batch | {"forget": flag == HARD}}, (), key)[0], state
 
 
 def matching_noise(

@@ -10,7 +10,6 @@ Departures: 1. The union of streaming Data is read first F, then R, in the same 
 is no shuffling across two streams. 2. Batches of the union have the retained data's size.
 """
 
-import dataclasses
 from functools import partial
 from typing import Any
 
@@ -18,12 +17,12 @@ import jax.numpy as jnp
 import optax
 
 from jaxunlearn import objectives
-from jaxunlearn.data.streams import InMemory, Stream, concatenate
 from jaxunlearn.method import Method, Request
 from jaxunlearn.methods.descent.descent import descent, sgd
+from jaxunlearn.methods.descent.union import union
 from jaxunlearn.model import Model
 from jaxunlearn.objectives import Batches, Objective
-from jaxunlearn.typing import Array, Batch, Data, Key, Params
+from jaxunlearn.typing import Array, Data, Key, Params
 
 
 def random_labels(
@@ -74,7 +73,7 @@ def random_labels(
         objective = partial(_in_turns, wrong_only=wrong_only)
         return descent(objective, turns=(("forget", "retain"),) * epochs, **common)
     objective = partial(objectives.random_labels, wrong_only=wrong_only)
-    return descent(objective, epochs=epochs, streams=_flagged, **common)
+    return descent(objective, epochs=epochs, streams=_both, **common)
 
 
 def _in_turns(model: Model, wrong_only: bool) -> Objective:
@@ -90,27 +89,10 @@ def _of_the_turn(
     if "forget" not in batches:
         return plain.loss(params, batches, (), key)[0]
     batch = dict(batches["forget"])
-    batch["relabel"] = jnp.ones(batch["y"].shape[:1], bool)
+    batch["forget"] = jnp.ones(batch["y"].shape[:1], bool)
     return relabelled.loss(params, {"data": batch}, (), key)[0]
 
 
-def _flagged(request: Request) -> dict[str, Data]:
+def _both(request: Request) -> dict[str, Data]:
     assert request.retain is not None
-    both = concatenate(_flag(request.forget, True), _flag(request.retain, False))
-    if isinstance(both, InMemory) and isinstance(request.retain, InMemory):
-        both = dataclasses.replace(both, batch_size=request.retain.batch_size)
-    return {"data": both}
-
-
-def _flag(data: Data, value: bool) -> Data:
-    """The same Data with a boolean column "relabel"."""
-    if isinstance(data, InMemory):
-        weight = data.arrays.get("weight", jnp.ones(data.num_examples, jnp.float32))
-        flag = jnp.full(data.num_examples, value)
-        return InMemory(data.arrays | {"relabel": flag, "weight": weight}, data.batch_size)
-
-    def add(batch: Batch) -> Batch:
-        return dict(batch) | {"relabel": jnp.full(batch["y"].shape[:1], value)}
-
-    rows = max(batch["y"].shape[0] for batch in data)
-    return Stream(lambda: iter(data), data.num_examples, data.num_batches, rows, add)
+    return {"data": union(request.forget, request.retain)}
