@@ -486,3 +486,17 @@ def test_driving_random_forget_data_to_zero_accuracy_is_over_forgetting():
     assert found.row(zeal)["verdict"]["gap_closed"]["value"] < 0
     assert "random_labels" not in found.record["headline"]
     assert found.row("retrain")["verdict"]["verdict"] == "indistinguishable from retraining"
+
+
+def test_methods_that_lack_their_data_are_left_out_of_the_usual_ones_and_named():
+    source = data.digits()
+    request = data.class_task(source, 3).request(64)
+    names, notes = compare.possible(["finetune", "entanglement", "tmu"], request)
+    assert names == ["finetune", "tmu"]
+    assert notes == [
+        "entanglement is left out: it needs adjacent data, of which this task has none."
+    ]
+    bare = request._replace(held_out=None)
+    assert "held-out data" in compare.possible(["tmu"], bare)[1][0]
+    usual = [each.name for each in compare.usual(data.class_task(source, 3), Recipe())]
+    assert "entanglement" not in usual and "tmu" in usual and "gaussian_amnesiac" not in usual

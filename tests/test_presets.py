@@ -436,3 +436,67 @@ def test_a_page_opens_with_words_and_the_equation_and_ends_with_an_example(name)
 def test_a_signature_shows_names_and_defaults_without_types():
     signature = catalogue()["neggrad_plus"].signature
     assert signature == "neggrad_plus(tx=None, *, alpha=0.95, epochs=5)"
+
+
+# ------------------------------------------------------------------------- what proxies chose
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    table = {
+        "class": {
+            "finetune": {"learning_rate": 5.0, "epochs": 0.1},
+            "hamu": {"learning_rate": 3.0, "radius": 10.0, "epochs": 0.1},
+            "ssd": {"alpha": 7.0},
+        },
+        "random": {"finetune": {"learning_rate": 2.0, "epochs": 1 / 30}},
+    }
+    monkeypatch.setattr(presets, "CALIBRATED", table)
+
+
+def test_what_proxies_chose_stands_over_the_rule_in_the_terms_of_the_recipe(chosen):
+    long = dataclasses.replace(RECIPE, learning_rate=8e-3, epochs=300)
+    for recipe, factor in ((RECIPE, 1), (long, 10)):
+        made = presets.settings("finetune", {}, "class", recipe, 10)
+        assert made["learning_rate"] == pytest.approx(5 * recipe.learning_rate)
+        assert made["epochs"] == 3 * factor
+    assert presets.settings("ssd", {}, "class", RECIPE, 10) == {"alpha": 7.0, "effective_batch": 1}
+
+
+def test_every_kind_of_task_has_its_own_choice_or_that_of_its_like(chosen):
+    rates = {
+        kind: presets.settings("finetune", {}, kind, RECIPE, 10)["learning_rate"]
+        for kind in (*KINDS, "range")
+    }
+    assert rates["group"] == rates["class"] and rates["ids"] == rates["random"] != rates["class"]
+    rule = PRESETS["finetune"].arguments("subclass", RECIPE, 10)["learning_rate"]
+    assert rates["subclass"] == rates["range"] == rule
+
+
+def test_rates_of_plain_sgd_are_those_of_an_sgd_recipe_scaled(chosen):
+    sgd = Recipe(optimizer="sgd", learning_rate=25 * RECIPE.learning_rate)
+    first, other = (presets.settings("hamu", {}, "class", r, 10) for r in (RECIPE, sgd))
+    assert first == pytest.approx(other)
+
+
+def test_what_is_asked_for_stands_over_both_and_the_paper_under_neither(chosen):
+    made = presets.settings("finetune", {"epochs": 9}, "class", RECIPE, 10)
+    assert made["epochs"] == 9
+    assert presets.settings("finetune", {"preset": "paper"}, "class", RECIPE, 10) == {}
+    built = presets.build("finetune", {"preset": "paper", "epochs": 1}, "class", RECIPE, 10)
+    assert built.name == "finetune"
+    with pytest.raises(ValueError, match="preset must be 'small' .* or 'paper' .* got 'large'"):
+        presets.settings("finetune", {"preset": "large"}, "class", RECIPE, 10)
+
+
+def test_a_choice_is_told_in_words(chosen):
+    words = presets.rule_of("finetune", "class", 10)
+    assert words == "chosen on proxies of digits: learning_rate 5 eta, epochs 0.1 E"
+    assert presets.rule_of("finetune", "class", 1) == PRESETS["finetune"].rule
+    assert presets.rule_of("assd", "class", 10) == PRESETS["assd"].rule
+
+
+def test_the_table_of_choices_names_methods_and_arguments_that_there_are():
+    for kind, table in presets.CALIBRATED.items():
+        for name in table:
+            presets.build(name, {}, kind, RECIPE, 10)
