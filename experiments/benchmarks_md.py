@@ -52,11 +52,13 @@ Every number here is read from a file in `experiments/results/` by
 `python -m experiments.benchmarks_md`; nothing is written by hand. `experiments/README.md` says
 which command makes which file.
 
-**No setting was calibrated.** The settings of the methods are rules in `jaxunlearn/presets.py` that
-know the training recipe and the kind of task, not the oracles of the request. They were set once,
-by hand, while class 3 and random 5 % of digits were in view (a first rate of NegGrad+ and random
-labels, four times as large, damaged more there). Another setting may do better, and a method that
-fails here has failed at this setting, on this network and on these data.
+**Where settings come from.** The settings of the methods are rules in `jaxunlearn/presets.py` that
+know the training recipe and the kind of task, and over them what proxies on digits chose
+(`jaxunlearn/calibrated.py`, made by the run under "What calibration buys"): other requests of the
+same kind and size, never the oracles of the request itself. Of a method without a setting within a
+tenth of retraining the rule stands, set by hand. Methods on other data (MNIST) have what was chosen
+on digits. Another setting may do better, and a method that fails here has failed at this setting,
+on this network and on these data.
 
 How to read the tables:
 

@@ -1,15 +1,16 @@
 """The comparisons behind BENCHMARKS.md, each into `OUT/NAME/results.json`.
 
-    python -m experiments.comparisons                    all of them (MNIST when its data are found)
+    python -m experiments.comparisons          all of them (images when their data are found)
     python -m experiments.comparisons --only random      one
     python -m experiments.comparisons --seeds 3 --oracles 4 --epochs 2 --out DIR       a smoke run
 
 | name     | source          | forget      | models                                             |
 |----------|-----------------|-------------|----------------------------------------------------|
-| class    | digits          | class:3     | 16 originals, 32 oracles                           |
-| subclass | digits:odd_even | subclass:3  | 16 originals, 32 oracles                           |
-| random   | digits          | random:0.05 | 16 originals, 32 oracles                           |
+| class    | digits          | class:3     | 8 originals, 32 oracles                            |
+| subclass | digits:odd_even | subclass:3  | 8 originals, 32 oracles                            |
+| random   | digits          | random:0.05 | 8 originals, 32 oracles                            |
 | mnist    | mnist           | class:3     | 8 originals, 16 oracles; 5 epochs, parts <= 2000 rows |
+| cifar10  | cifar10, 4000 rows | class:3  | 4 originals, 8 oracles; CNN, parts <= 1000 rows    |
 
 Each is exactly what the `jaxunlearn compare` command in its record does: the default methods with
 their presets, nothing read from a cache of models or of programs, so that the seconds are those of
@@ -27,7 +28,7 @@ from typing import Any, NamedTuple
 
 from experiments import machine
 from jaxunlearn import compare, presets, results
-from jaxunlearn.data import load, parse_task
+from jaxunlearn.data import load, parse_task, thinned
 
 RESULTS = Path(__file__).parent / "results"
 _BULK = ("per_model", "info", "curves")
@@ -39,16 +40,30 @@ class Comparison(NamedTuple):
     source: str  # as `--source`
     forget: str  # as `--forget`
     settings: compare.Settings = compare.Settings()
+    train_rows: int | None = None  # as `--train-rows`
 
+
+_DIGITS = compare.Settings(seeds=8)
 
 COMPARISONS = {
-    "class": Comparison("digits", "class:3"),
-    "subclass": Comparison("digits:odd_even", "subclass:3"),
-    "random": Comparison("digits", "random:0.05"),
+    "class": Comparison("digits", "class:3", _DIGITS),
+    "subclass": Comparison("digits:odd_even", "subclass:3", _DIGITS),
+    "random": Comparison("digits", "random:0.05", _DIGITS),
     "mnist": Comparison(
         "mnist",
         "class:3",
         compare.Settings(presets.Recipe(epochs=5), seeds=8, oracles=16, rows=2000),
+    ),
+    "cifar10": Comparison(
+        "cifar10",
+        "class:3",
+        compare.Settings(
+            presets.Recipe(model="cnn", learning_rate=1e-3, epochs=10),
+            seeds=4,
+            oracles=8,
+            rows=1000,
+        ),
+        train_rows=4000,
     ),
 }
 
@@ -58,11 +73,12 @@ def command(comparison: Comparison, methods: str | None = None) -> str:
 
     Example:
         >>> command(COMPARISONS["class"])
-        'jaxunlearn compare --source digits --forget class:3'
+        'jaxunlearn compare --source digits --forget class:3 --seeds 8'
         >>> command(COMPARISONS["mnist"])
         'jaxunlearn compare --source mnist --forget class:3 --epochs 5 --seeds 8 --oracles 16 --rows 2000'
     """  # noqa: E501
     words = ["jaxunlearn", "compare", "--source", comparison.source, "--forget", comparison.forget]
+    words += ["--train-rows", str(comparison.train_rows)] if comparison.train_rows else []
     words += ["--methods", methods] if methods else []
     options, usual = _options(comparison.settings), _options(compare.Settings())
     for name, value in options.items():
@@ -97,6 +113,8 @@ def run(comparison: Comparison, methods: str | None, data_dir: Path | None) -> r
       FileNotFoundError: the data of the source are not on this machine.
     """
     source = load(comparison.source, data_dir=data_dir)
+    if comparison.train_rows:
+        source = thinned(source, comparison.train_rows)
     task = parse_task(source, comparison.forget)
     chosen = presets.parse_methods(methods) if methods else None
     found = compare.compare(task, chosen, comparison.settings, say=_say)

@@ -113,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
     add("--oracles", type=_integer(4), default=32, help="true retrainings to compare with")
     add("--seed", type=_integer(0), default=0, help="of everything random")
     add("--rows", type=_integer(1), default=10_000, help="examples of a part that are evaluated")
+    add("--train-rows", type=_integer(1), default=None, help="train on so many rows of the source")
     add("--data-dir", type=Path, default=None, help="where data sets lie; default $JAXUNLEARN_DATA")
     add("--out", type=Path, default=Path("jaxunlearn-compare"), help="folder for the report")
     add("--cache-dir", type=Path, default=None, help=kept)
@@ -261,6 +262,8 @@ def _prepare_classifiers(options: argparse.Namespace, cache: Any) -> tuple[Any, 
     settings = compare.Settings(recipe, options.seeds, options.oracles, options.seed, options.rows)
     methods = presets.parse_methods(options.methods) if options.methods is not None else None
     source = data.load(options.source, data_dir=options.data_dir)
+    if options.train_rows is not None:
+        source = data.thinned(source, options.train_rows)
     if options.forget is None:
         options.forget = "class:3" if source.target is None else _USUAL_RANGE
     task = data.parse_task(source, options.forget)
@@ -288,7 +291,7 @@ def _prepare_ratings(options: argparse.Namespace, cache: Any) -> tuple[Any, Call
 
     where = f"is for classifiers, and {options.source} is factorised"
     _refuse(options, _OF_CLASSIFIERS, f"{where}; use --rank, --regularisation, --sweeps")
-    _refuse(options, ("calibrate", "budget"), f"{where}")
+    _refuse(options, ("calibrate", "budget", "train_rows"), f"{where}")
     methods = rating_presets.DEFAULT_METHODS if options.methods is None else options.methods
     methods = rating_presets.parse_methods(methods)
     source = data.load_ratings(options.source, data_dir=options.data_dir)
@@ -329,7 +332,18 @@ def _folder(path: Path) -> Path:
 def _command(options: argparse.Namespace) -> str:
     """The options that change what is computed, as a command line."""
     kind = _OF_RATINGS if _is_of_ratings(options.source) else _OF_CLASSIFIERS
-    shown = ("source", "forget", "methods", "budget", *kind, "seeds", "oracles", "seed", "rows")
+    shown = (
+        "source",
+        "train_rows",
+        "forget",
+        "methods",
+        "budget",
+        *kind,
+        "seeds",
+        "oracles",
+        "seed",
+        "rows",
+    )
     words = [
         f"--{name.replace('_', '-')} {shlex.quote(str(getattr(options, name)))}"
         for name in shown

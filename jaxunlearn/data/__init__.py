@@ -29,6 +29,7 @@ from .sources import Source as Source
 from .sources import Target as Target
 from .sources import digits as digits
 from .sources import load as load
+from .sources import thinned as thinned
 from .specs import parse_task as parse_task
 from .streams import InMemory as InMemory
 from .streams import Stream as Stream

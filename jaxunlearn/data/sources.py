@@ -296,6 +296,35 @@ def digits(labels: str = "digit") -> Source:
     return Source(name, *splits, label_names=label_names)
 
 
+def thinned(source: Source, rows: int, *, seed: int = 0) -> Source:
+    """The same source with at most that many training rows, a fixed random choice in stored order.
+
+    Args:
+      source: any source.
+      rows: training rows to keep, >= 1; validation and test stay whole.
+      seed: of the choice, >= 0.
+
+    Returns:
+      A source named "cifar10 (4000 rows)", or `source` itself where it has no more.
+
+    Raises:
+      ValueError: rows < 1.
+
+    Example:
+      >>> small = thinned(digits(), 100)
+      >>> small.name, len(small.train["y"]), len(small.test["y"])
+      ('digits (100 rows)', 100, 300)
+    """
+    if rows < 1:
+        raise ValueError(f"{source.name}: expected at least 1 training row, got {rows}.")
+    count = len(source.train["y"])
+    if rows >= count:
+        return source
+    keep = np.sort(np.random.default_rng(seed).permutation(count)[:rows])
+    train = {name: column[keep] for name, column in source.train.items()}
+    return dataclasses.replace(source, name=f"{source.name} ({rows} rows)", train=train)
+
+
 def load(name: str, *, data_dir: str | Path | None = None, labels: str | None = None) -> Source:
     """A source by name: `"digits"`, `"digits:odd_even"`, `"diabetes"`, `"mnist"`, `"cifar10"`,
     `"cifar100:coarse"`, `"tfds:NAME"`.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn.data.archives import cifar100
-from jaxunlearn.data.sources import SPLITS, Source, digits, load, stratified_split
+from jaxunlearn.data.sources import SPLITS, Source, digits, load, stratified_split, thinned
 
 
 def small(**changes):
@@ -217,3 +217,18 @@ def test_columns_of_a_source_cannot_be_written_to():
     source = small()
     with pytest.raises(ValueError, match="read-only"):
         source.train["x"][0] = 0
+
+
+def test_a_thinned_source_keeps_some_training_rows_and_everything_else():
+    whole = digits("odd_even")
+    small = thinned(whole, 50)
+    assert len(small.train["y"]) == 50 and small.name == "digits:odd_even (50 rows)"
+    places = np.searchsorted(whole.train["id"], small.train["id"])
+    for name, column in small.train.items():
+        np.testing.assert_array_equal(column, whole.train[name][places])
+    np.testing.assert_array_equal(small.test["x"], whole.test["x"])
+    assert thinned(whole, 50).digest == small.digest != whole.digest
+    assert thinned(whole, 50, seed=1).digest != small.digest
+    assert thinned(whole, 10_000) is whole
+    with pytest.raises(ValueError, match="at least 1 training row, got 0"):
+        thinned(whole, 0)

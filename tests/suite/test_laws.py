@@ -60,8 +60,22 @@ def test_every_method_obeys(name, law, case):
     law(METHODS[name], cases.suited(name, case))
 
 
-@pytest.mark.parametrize("make", [cases.tuple_case, cases.nnx_case], ids=["tuple", "nnx"])
-@pytest.mark.parametrize("name", METHODS)
+def kinds() -> list:
+    """Every method on every kind of tree; `nnx.State` for most of them with the slow tests."""
+    makers = {"tuple": cases.tuple_case, "nnx": cases.nnx_case}
+    return [
+        pytest.param(
+            name,
+            make,
+            id=f"{name}-{kind}",
+            marks=pytest.mark.slow if kind == "nnx" and name not in SOON else (),
+        )
+        for name in METHODS
+        for kind, make in makers.items()
+    ]
+
+
+@pytest.mark.parametrize(("name", "make"), kinds())
 def test_every_method_works_on_every_kind_of_tree(name, make):
     laws.keeps_tree_shapes_and_dtypes(METHODS[name], cases.suited(name, make()))
 
