@@ -48,7 +48,7 @@ from jaxunlearn.sweeps import Point, grid, sweep
 from jaxunlearn.typing import Params
 
 COLLATERAL_LIMIT = 3.0  # recipe floors
-SIZES = {"seeds": 8, "oracles": 16}  # models of a calibration, unless told otherwise
+SIZES: dict[str, Any] = {"seeds": 8, "oracles": 16}  # models, unless told otherwise
 
 
 class Proxy(NamedTuple):
@@ -360,7 +360,8 @@ def _alike(requests: Sequence[Request]) -> list[Request]:
         return dataclasses.replace(data, arrays=columns | {"weight": jnp.where(real, weight, 0)})
 
     def whole(request: Request) -> Request:
-        return Request(**{field: padded(field, data) for field, data in request._asdict().items()})
+        fields: dict[str, Any] = {f: padded(f, data) for f, data in request._asdict().items()}
+        return Request(**fields)
 
     return [whole(request) for request in requests]
 

@@ -21,11 +21,11 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, get_args
 
-import jax
 import optax
 
 from jaxunlearn import methods
 from jaxunlearn.calibrated import CALIBRATED
+from jaxunlearn.data.columns import is_traced
 from jaxunlearn.method import Method
 from jaxunlearn.naming import nearest as nearest
 from jaxunlearn.specification import Specified as Specified
@@ -559,7 +559,7 @@ _NOUNS = {
 def check_value(what: str, value: Any, annotation: Any) -> None:
     """Refuses `value` unless it is of a type that `annotation`, such as `float | None`, names."""
     allowed = get_args(annotation) or (annotation,)
-    if float in allowed and isinstance(value, jax.core.Tracer):
+    if float in allowed and is_traced(value):
         return
     if type(value) is int and abs(value) >= 2**31:
         raise ValueError(

@@ -113,7 +113,8 @@ def sweep(
             raise ValueError(
                 f"sweep: every point must have the same arguments, got {names} and {sorted(point)}."
             )
-    arrays = Request(*(None if data is None else _in_memory(data) for data in request))
+    fields: list[Any] = [None if data is None else _in_memory(data) for data in request]
+    arrays = Request(*fields)
 
     def unlearned(static: Point, carried: Point, params: Params, key: Key, request: Request) -> Any:
         out = build(**static, **carried).unlearn(model, params, request, key)
@@ -133,7 +134,8 @@ def sweep(
         for i, place in enumerate(places):
             rows = slice(i * len(keys), (i + 1) * len(keys))
             found[place] = (*jax.tree.map(lambda leaf, rows=rows: leaf[rows], tall), seconds)
-    return Swept([dict(p) for p in points], *map(list, zip(*found, strict=True)), axes)
+    every, info, seconds = (list(column) for column in zip(*found, strict=True))
+    return Swept([dict(p) for p in points], every, info, seconds, axes)
 
 
 def _in_memory(data: Any) -> InMemory:

@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 Array: TypeAlias = jax.Array
 Params: TypeAlias = Any
@@ -73,7 +74,7 @@ def check_between(
     Example:
       >>> check_between("ssd", "alpha", 1.5, above=0)
     """
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return
     number = float(value)
     bounds = {">=": at_least, ">": above, "<=": at_most, "<": below}

@@ -45,7 +45,8 @@ def pareto_front(costs: ArrayLike) -> np.ndarray:
         raise ValueError(f"pareto_front: expected a (points, costs) matrix, got {table.shape}.")
     no_worse = (table[:, None] <= table[None]).all(axis=-1)
     better = (table[:, None] < table[None]).any(axis=-1)
-    return ~(no_worse & better).any(axis=0) & ~np.isnan(table).any(axis=1)
+    beaten = (no_worse & better).any(axis=0)
+    return np.asarray(~beaten & ~np.isnan(table).any(axis=1))
 
 
 def unbeaten(record: Mapping[str, Any]) -> list[str]:
