@@ -72,7 +72,7 @@ How to read the tables:
 * *verdict* and *p*: an exact permutation test of the method's models against the oracles, at level
   5 % and not corrected for the number of methods: one perfect method in twenty is rejected.
 * *time*: seconds of the method over seconds of `retrain`, all models of a row at once, compilation
-  apart, one run each.
+  and the first call apart, medians of up to five runs (one where it takes longer than a second).
 """
 
 

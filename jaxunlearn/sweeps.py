@@ -11,7 +11,6 @@ carried if the method can be traced with it unknown.
 """
 
 import itertools
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from jaxunlearn.data.streams import InMemory, as_data
 from jaxunlearn.ensembles import ensemble
 from jaxunlearn.method import Method, Request
 from jaxunlearn.model import Model
+from jaxunlearn.timing import seconds_of
 from jaxunlearn.typing import Key, Params
 
 Point = Mapping[str, Any]  # argument -> value
@@ -162,10 +162,9 @@ def _run(
         return ensemble(each)(stretched, tiled, jnp.concatenate([keys] * count))
 
     compiled = jax.jit(many).lower(values, params, keys, request).compile()
-    start = time.perf_counter()
-    out = jax.block_until_ready(compiled(values, params, keys, request))
-    seconds = (time.perf_counter() - start) / count
-    return jax.tree.map(np.asarray, out), seconds  # slicing it on many devices would gather
+    out, seconds = seconds_of(compiled, values, params, keys, request)
+    # On the host: slicing what lies on many devices would gather it.
+    return jax.tree.map(np.asarray, out), seconds / count
 
 
 def _carried(
