@@ -29,7 +29,7 @@ import numpy as np
 from experiments import machine
 from experiments.comparisons import COMPARISONS, RESULTS
 from jaxunlearn import calibration, compare, grids, presets, sweeps
-from jaxunlearn.calibration import Calibration, References
+from jaxunlearn.calibration import Calibration, References, Trial
 from jaxunlearn.data import load, parse_task, proxies
 from jaxunlearn.data.tasks import Task
 from jaxunlearn.presets import Specified
@@ -40,6 +40,7 @@ KIND, SCHEMA = "jaxunlearn experiment: calibration", 1
 TASKS = ("class", "subclass", "random")  # of `experiments.comparisons`
 BUDGETS = (0.02, 0.05, 0.10, 0.33)  # shares of retraining's run time
 MAIN = 0.10  # the budget at which every method is shown
+GRACE = 1.25  # a tenth of the epochs takes a little more than a tenth of the time
 BEST = 3  # methods at each of the other budgets
 UNPUBLISHED = ("retrain", "win_u")  # win_u's constants want a dense matrix of all weights a model
 
@@ -56,9 +57,9 @@ def calibrated(found: References, names: Sequence[str]) -> dict[str, Calibration
 
 
 def within(tried: Calibration, budget: float) -> Calibration:
-    """The same trials, chosen again within a budget."""
+    """The same trials, chosen again within a budget and the grace that its overheads need."""
     limit = calibration.COLLATERAL_LIMIT
-    return calibration.choose(tried.name, tried.trials, budget=budget, limit=limit)
+    return calibration.choose(tried.name, tried.trials, budget=GRACE * budget, limit=limit)
 
 
 def best(tried: dict[str, Calibration], budget: float, count: int) -> list[Calibration]:
@@ -89,8 +90,13 @@ def roles_of(tried: dict[str, Calibration], names: Sequence[str]) -> dict[str, l
     return roles
 
 
-def one_task(name: str, chosen: Sequence[str] | None, options: argparse.Namespace) -> dict:
-    """Calibration on proxies, then one comparison on the request."""
+def one_task(
+    name: str, chosen: Sequence[str] | None, options: argparse.Namespace, before: Any
+) -> dict:
+    """Calibration on proxies, then one comparison on the request.
+
+    `before` are trials of an earlier run, by method: methods that are not chosen keep theirs.
+    """
     begin = time.perf_counter()
     asked = COMPARISONS[name]
     recipe = asked.settings.recipe
@@ -99,12 +105,14 @@ def one_task(name: str, chosen: Sequence[str] | None, options: argparse.Namespac
     task = parse_task(load(asked.source), asked.forget)
     usual = [each.name for each in compare.usual(task, recipe)]
     names = [each for each in usual if each in (chosen or usual) and each in grids.GRIDS]
+    kept = {each: _again(each, before[each]) for each in usual if each in before}
     settings = compare.Settings(recipe, options.seeds, options.oracles, rows=asked.settings.rows)
     stand_ins = proxies(task, options.proxies)
     found = calibration.references(stand_ins, settings, say=_say)
-    tried = calibrated(found, names)
+    tried = kept | calibrated(found, names)
+    tried = {each: tried[each] for each in usual if each in tried}
     middle = time.perf_counter()
-    roles = roles_of(tried, [each for each in names if each not in UNPUBLISHED])
+    roles = roles_of(tried, [each for each in tried if each not in UNPUBLISHED])
     methods = presets.parse_methods(",".join(roles))
     judged = compare.compare(
         task, methods, dataclasses.replace(settings, oracles=2 * options.oracles), say=_say
@@ -121,6 +129,14 @@ def one_task(name: str, chosen: Sequence[str] | None, options: argparse.Namespac
         "rows": [_row(row, roles, methods, task) for row in judged.rows],
         "notes": judged.record["notes"],
     }
+
+
+def _again(name: str, stored: Any) -> Calibration:
+    """The inverse of `_plain`."""
+    trials = [
+        Trial(t["settings"], t["gap_closed"], t["collateral"], t["cost"]) for t in stored["trials"]
+    ]
+    return Calibration(name, trials, None, "")
 
 
 def _plain(tried: Calibration) -> dict[str, Any]:
@@ -178,6 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--only", choices=TASKS, action="append", help="this request; may be repeated")
     add("--methods", default=None, help="names, instead of all that have a grid")
+    add("--keep", action="store_true", help="other methods keep the trials that are in the file")
     add("--seeds", type=int, default=8, help="originals, and models a setting")
     add("--oracles", type=int, default=16, help="of each proxy; the request has twice as many")
     add("--proxies", type=int, default=3)
@@ -204,7 +221,8 @@ def _run(options: argparse.Namespace) -> int:
     chosen = options.methods.split(",") if options.methods else None
     for name in options.only or TASKS:
         print(f"{name}: {COMPARISONS[name].source}, {COMPARISONS[name].forget}")
-        tasks[name] = plain(one_task(name, chosen, options))
+        before = tasks[name]["tried"] if options.keep and name in tasks else {}
+        tasks[name] = plain(one_task(name, chosen, options, before))
         record = {
             "kind": KIND,
             "schema": SCHEMA,

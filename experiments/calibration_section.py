@@ -46,9 +46,10 @@ def _introduction(record: Record) -> str:
         "Each method twice on the same request: with its published constants, and with the setting "
         "that came closest to the oracles of proxies (other requests of the same kind and size) "
         f"with at most {limit:g} recipe floors of collateral there and at most "
-        f"{100 * calibration.MAIN:g} % of retraining's time. The request's own oracles took no "
-        "part in any choice. The published constants were made for large networks; at this scale "
-        "they are a habit, not a recommendation. Gap closed and collateral as in the tables above; "
+        f"{100 * calibration.MAIN:g} % of retraining's time (and a quarter of that: three of "
+        "thirty epochs take a little more than a tenth, since programs have overheads). The "
+        "request's own oracles took no part in any choice. The published constants were made for "
+        "large networks; at this scale they are a habit, not a recommendation. Gap closed and collateral as in the tables above; "
         "time is a share of retraining in the same run. The grids are in `jaxunlearn/grids.py`, "
         "every trial is in `experiments/results/calibration.json`."
     )

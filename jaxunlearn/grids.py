@@ -46,7 +46,7 @@ GRIDS: dict[str, Callable[[Recipe], Axes]] = {
     },
     "shrink_perturb": lambda r: {
         "learning_rate": _rates(r, 3, 4, 5),
-        "shrink": [0.7, 0.8, 0.9, 0.95],
+        "shrink": [0.7, 0.8, 0.9, 0.95, 1.0],
         "alpha": [0.96, 0.97, 0.98, 0.999, 1.0],
         "forget_batch": [max(1, r.batch_size // 4)],
         "schedule": ["cosine"],

@@ -161,11 +161,26 @@ def ascent(model: Model, clip: float | None = None) -> Objective:
     return weighted_sum((-1.0, mean_loss(model, "forget", clip)))
 
 
-def neggrad_plus(model: Model, alpha: float = 0.95) -> Objective:
-    """L = alpha L_retain - (1 - alpha) L_forget, alpha in [0, 1]."""
+def neggrad_plus(model: Model, alpha: float = 0.95, together: bool = False) -> Objective:
+    """L = alpha L_retain - (1 - alpha) L_forget, alpha in [0, 1].
+
+    `together` sends both batches through the model as one: of a small network a second pass costs
+    as much as the first, however few rows it has. Only the columns that both have are then read.
+    """
+    if together:
+        return stateless(bind(_neggrad_plus, model, alpha))
     return weighted_sum(
         (alpha, mean_loss(model, "retain")), (alpha - 1.0, mean_loss(model, "forget"))
     )
+
+
+def _neggrad_plus(model: Model, alpha: Any, params: Params, batches: Batches, key: Key) -> Array:
+    del key
+    retain, forget = batches["retain"], batches["forget"]
+    both = {c: jnp.concatenate([retain[c], forget[c]]) for c in retain if c in forget}
+    losses, rows = model.loss(params, both), len(next(iter(retain.values())))
+    kept, gone = weighted_mean(losses[:rows], retain), weighted_mean(losses[rows:], forget)
+    return alpha * kept + (alpha - 1.0) * gone
 
 
 def random_labels(model: Model, wrong_only: bool = False) -> Objective:

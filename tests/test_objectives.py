@@ -159,3 +159,34 @@ def test_the_outcome_of_an_objective_is_the_params_unless_said():
 
 def test_training_mode_of_a_model_without_one_is_its_evaluation_mode():
     assert objectives.training(MODEL) == objectives.mean_loss(MODEL)
+
+
+def test_both_batches_of_neggrad_plus_may_go_through_the_model_as_one(x64):
+    """Value and gradient, with weights, padding, and a column that only one has."""
+    rng = np.random.default_rng(5)
+    retain = {"x": rng.normal(size=(5, 3)), "y": rng.integers(0, 2, 5), "id": np.arange(5)}
+    forget = {
+        "x": rng.normal(size=(3, 3)),
+        "y": rng.integers(0, 2, 3),
+        "weight": np.array([2.0, 1, 0]),
+    }
+    forget["x"][2] = 9.0  # a row that counts nothing
+    retain["weight"] = np.array([1.0, 1, 0.5, 1, 0])
+    batches = {"retain": retain, "forget": forget}
+    batches = {name: {c: jnp.asarray(v) for c, v in b.items()} for name, b in batches.items()}
+
+    def outputs(p, batch):
+        return batch["x"] @ p
+
+    model = Model(outputs, lambda p, b: losses.cross_entropy(outputs(p, b), b["y"]))
+    params = jnp.asarray(rng.normal(size=(3, 2)))
+    values, gradients = [], []
+    for together in (False, True):
+        objective = objectives.neggrad_plus(model, 0.8, together=together)
+        found = jax.value_and_grad(lambda p, o=objective: o.loss(p, batches, o.init(p), KEY)[0])
+        value, gradient = found(params)
+        values.append(value)
+        gradients.append(gradient)
+    assert np.isfinite(gradients[0]).all()
+    np.testing.assert_allclose(values[1], values[0], rtol=1e-12)
+    np.testing.assert_allclose(gradients[1], gradients[0], rtol=1e-12, atol=1e-14)

@@ -73,6 +73,16 @@ def test_the_choice_within_a_budget_takes_what_it_allows():
     assert calibration.within(found, 0.10).chosen is found.trials[1]
     assert calibration.within(found, 0.33).chosen is found.trials[2]
     assert calibration.within(found, 0.001).chosen is None
+    assert calibration.within(found, 0.08).chosen is found.trials[1]  # 0.09 is within the grace
+
+
+def test_stored_trials_come_back_as_they_were():
+    for name, found in FOUND.items():
+        again = calibration._again(name, calibration._plain(found))
+        for budget in calibration.BUDGETS:
+            assert (
+                calibration.within(again, budget).chosen == calibration.within(found, budget).chosen
+            )
 
 
 def test_the_best_of_a_budget_are_gentle_and_nearest_first():
@@ -131,8 +141,8 @@ def test_a_tiny_run_is_whole_and_keeps_what_it_did_not_ask_for(tmp_path, monkeyp
     monkeypatch.setattr(calibration.machine, "use_all_cores", lambda: None)
     monkeypatch.setattr(calibration, "_share_programs", lambda folder: None)
     (tmp_path / "calibration.json").write_text(json.dumps(made()), encoding="utf-8")
-    words = "--only random --methods finetune --epochs 2 --seeds 2 --oracles 4 --proxies 2".split()
-    assert calibration.main([*words, "--out", str(tmp_path)]) == 0
+    words = "--keep --only random --methods finetune --epochs 2 --seeds 2 --oracles 4 --proxies 2"
+    assert calibration.main([*words.split(), "--out", str(tmp_path)]) == 0
     record = calibration_section.read(tmp_path / "calibration.json")
     assert list(record["tasks"]) == ["class", "random"]
     task = record["tasks"]["random"]

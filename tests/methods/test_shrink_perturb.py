@@ -204,7 +204,7 @@ def test_with_the_whole_model_and_no_schedule_it_is_neggrad_plus(single):
 def test_an_alpha_of_one_changes_nothing(single):
     alone = unlearn(ju.shrink_perturb(TX, epochs=1), single).params
     with_one = unlearn(ju.shrink_perturb(TX, epochs=1, alpha=1.0, forget_batch=2), single).params
-    chex.assert_trees_all_close(alone, with_one, rtol=1e-6)
+    chex.assert_trees_all_close(alone, with_one, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

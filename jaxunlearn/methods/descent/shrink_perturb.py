@@ -119,7 +119,7 @@ def shrink_perturb(
     def objective(model: Model, old: Params) -> objectives.Objective:
         terms = [(1.0, objectives.mean_loss(model, on="retain"))]
         if alpha is not None:
-            terms = [(1.0, objectives.neggrad_plus(model, alpha))]
+            terms = [(1.0, objectives.neggrad_plus(model, alpha, together=True))]
         if distil is not None:
             said = prediction_distillation(model, old, temperature=temperature, on="retain")
             terms.append((distil, said))
