@@ -49,9 +49,10 @@ def _introduction(record: Record) -> str:
         f"{100 * calibration.MAIN:g} % of retraining's time (and a quarter of that: three of "
         "thirty epochs take a little more than a tenth, since programs have overheads). The "
         "request's own oracles took no part in any choice. The published constants were made for "
-        "large networks; at this scale they are a habit, not a recommendation. Gap closed and collateral as in the tables above; "
-        "time is a share of retraining in the same run. The grids are in `jaxunlearn/grids.py`, "
-        "every trial is in `experiments/results/calibration.json`."
+        "large networks; at this scale they are a habit, not a recommendation. Gap closed and "
+        "collateral as in the tables above; time is a share of retraining in the same run. The "
+        "grids are in `jaxunlearn/grids.py`, every trial is in "
+        "`experiments/results/calibration.json`."
     )
 
 
