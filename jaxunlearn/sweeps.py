@@ -28,6 +28,7 @@ from jaxunlearn.typing import Key, Params
 
 Point = Mapping[str, Any]  # argument -> value
 
+_MODELS_AT_ONCE = 64  # of all points together; more do not fit a cache, and cost more each
 _CANNOT_TRACE = (TypeError, ValueError, jax.errors.JAXTypeError, jax.errors.JAXIndexError)
 
 
@@ -89,8 +90,8 @@ def sweep(
     | integer, string, bool, None                     | a program per value                  |
 
     A point gives what the method gives alone, to rounding. Cost: as many unlearnings as points
-    times models; one compilation per distinct set of static arguments; memory of all models of a
-    program at once.
+    times models; one compilation per distinct set of static arguments; memory of 64 models, or of one
+    point's.
 
     Example:
       >>> import optax
@@ -150,21 +151,30 @@ def _in_memory(data: Any) -> InMemory:
 def _run(
     function: Callable, values: Point, count: int, params: Params, keys: Key, request: Request
 ) -> tuple[Any, float]:
-    """(results, leaves (count * N, ...); seconds per point) of one program."""
+    """(results, leaves (count * N, ...); seconds per point) of one program, some points at once."""
     models = len(keys)
+    size = min(count, max(1, _MODELS_AT_ONCE // models))
 
     def many(values: Any, params: Params, keys: Key, request: Request) -> Any:
         def each(value: Any, params: Params, key: Key) -> Any:
             return function(value, params, key, request)
 
         stretched = jax.tree.map(lambda leaf: jnp.repeat(leaf, models, axis=0), values)
-        tiled = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * count), params)
-        return ensemble(each)(stretched, tiled, jnp.concatenate([keys] * count))
+        tiled = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * size), params)
+        return ensemble(each)(stretched, tiled, jnp.concatenate([keys] * size))
 
-    compiled = jax.jit(many).lower(values, params, keys, request).compile()
-    out, seconds = seconds_of(compiled, values, params, keys, request)
-    # On the host: slicing what lies on many devices would gather it.
-    return jax.tree.map(np.asarray, out), seconds / count
+    compiled, pieces, spent = None, [], 0.0
+    for first in range(0, count, size):
+        places = np.minimum(first + np.arange(size), count - 1)  # the last ones are filled up
+        some = {name: axis[places] for name, axis in values.items()}
+        if compiled is None:
+            compiled = jax.jit(many).lower(some, params, keys, request).compile()
+        out, seconds = seconds_of(compiled, some, params, keys, request)
+        # On the host: slicing what lies on many devices would gather it.
+        real = min(size, count - first) * models
+        pieces.append(jax.tree.map(lambda leaf, real=real: np.asarray(leaf)[:real], out))
+        spent += seconds / size
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces), spent / len(pieces)
 
 
 def _carried(

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jaxunlearn as ju
-from jaxunlearn import presets
+from jaxunlearn import presets, sweeps
 from jaxunlearn.sweeps import grid, sweep
 from tests.suite import cases, laws
 
@@ -51,6 +51,14 @@ def test_points_differ_by_their_settings_and_numbers_are_carried(swept):
     heads = [np.float32(p["head"]["w"]) for p in swept.params]
     assert len({h.tobytes() for h in heads}) == len(POINTS)
     assert all(second > 0 for second in swept.seconds)
+
+
+def test_points_that_do_not_fit_at_once_are_run_in_turn(swept, problem, monkeypatch):
+    case, params, keys = problem
+    monkeypatch.setattr(sweeps, "_MODELS_AT_ONCE", 6)  # three points of two models, then one
+    parts = sweep(neggrad, POINTS, case.model, params, case.request, keys)
+    for own, other in zip(parts.params, swept.params, strict=True):
+        laws.close(own, other)
 
 
 def test_what_a_builder_must_know_is_a_program_of_its_own(problem):
