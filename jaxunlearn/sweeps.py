@@ -90,8 +90,8 @@ def sweep(
     | integer, string, bool, None                     | a program per value                  |
 
     A point gives what the method gives alone, to rounding. Cost: as many unlearnings as points
-    times models; one compilation per distinct set of static arguments; memory of 64 models, or of one
-    point's.
+    times models; one compilation per distinct set of static arguments; memory of 64 models, or of
+    one point's.
 
     Example:
       >>> import optax
