@@ -56,34 +56,33 @@ def calibrated(found: References, names: Sequence[str]) -> dict[str, Calibration
     return tried
 
 
-def within(tried: Calibration, budget: float) -> Calibration:
+def within(tried: Calibration, budget: float, limit: float) -> Calibration:
     """The same trials, chosen again within a budget and the grace that its overheads need."""
-    limit = calibration.COLLATERAL_LIMIT
     return calibration.choose(tried.name, tried.trials, budget=GRACE * budget, limit=limit)
 
 
-def best(tried: dict[str, Calibration], budget: float, count: int) -> list[Calibration]:
+def best(
+    tried: dict[str, Calibration], budget: float, count: int, limit: float
+) -> list[Calibration]:
     """The methods that come nearest to the proxies' oracles within a budget, gently."""
-    found = [within(each, budget) for each in tried.values()]
-    gentle = [
-        each
-        for each in found
-        if each.chosen and np.mean(each.chosen.collateral) <= calibration.COLLATERAL_LIMIT
-    ]
+    found = [within(each, budget, limit) for each in tried.values()]
+    gentle = [each for each in found if each.chosen and np.mean(each.chosen.collateral) <= limit]
     return sorted(gentle, key=lambda c: -float(np.mean(c.chosen.gap_closed)))[:count]  # type: ignore
 
 
-def roles_of(tried: dict[str, Calibration], names: Sequence[str]) -> dict[str, list[str]]:
+def roles_of(
+    tried: dict[str, Calibration], names: Sequence[str], limit: float
+) -> dict[str, list[str]]:
     """Label of a specified method -> what it is here: "paper", "calibrated", "best within 2 %"."""
     roles: dict[str, list[str]] = {"retrain": ["retrain"]}
     for name in names:
         roles.setdefault(f'{name}(preset="paper")', []).append("paper")
     for each in tried.values():
-        chosen = calibration.specified(within(each, MAIN))
+        chosen = calibration.specified(within(each, MAIN, limit))
         if chosen:
             roles.setdefault(chosen.label, []).append("calibrated")
     for budget in BUDGETS:
-        for each in best(tried, budget, BEST):
+        for each in best(tried, budget, BEST, limit):
             chosen = calibration.specified(each)
             assert chosen is not None
             roles.setdefault(chosen.label, []).append(f"best within {100 * budget:g} %")
@@ -104,7 +103,8 @@ def one_task(
         recipe = dataclasses.replace(recipe, epochs=options.epochs)
     task = parse_task(load(asked.source), asked.forget)
     usual = [each.name for each in compare.usual(task, recipe)]
-    names = [each for each in usual if each in (chosen or usual) and each in grids.GRIDS]
+    chosen = usual if chosen is None else chosen
+    names = [each for each in usual if each in chosen and each in grids.GRIDS]
     kept = {each: _again(each, before[each]) for each in usual if each in before}
     settings = compare.Settings(recipe, options.seeds, options.oracles, rows=asked.settings.rows)
     stand_ins = proxies(task, options.proxies)
@@ -112,7 +112,8 @@ def one_task(
     tried = kept | calibrated(found, names)
     tried = {each: tried[each] for each in usual if each in tried}
     middle = time.perf_counter()
-    roles = roles_of(tried, [each for each in tried if each not in UNPUBLISHED])
+    limit = calibration.raised(calibration.COLLATERAL_LIMIT, found)
+    roles = roles_of(tried, [each for each in tried if each not in UNPUBLISHED], limit)
     methods = presets.parse_methods(",".join(roles))
     judged = compare.compare(
         task, methods, dataclasses.replace(settings, oracles=2 * options.oracles), say=_say
@@ -123,9 +124,10 @@ def one_task(
         "words": task.words,
         "proxies": [each.name for each in stand_ins],
         "retraining": found.retraining,
+        "limit": limit,
         "seconds": {"proxies": middle - begin, "request": time.perf_counter() - middle},
         "status": judged.status,
-        "tried": {name: _plain(each) for name, each in tried.items()},
+        "tried": {name: _plain(each, limit) for name, each in tried.items()},
         "rows": [_row(row, roles, methods, task) for row in judged.rows],
         "notes": judged.record["notes"],
     }
@@ -139,7 +141,7 @@ def _again(name: str, stored: Any) -> Calibration:
     return Calibration(name, trials, None, "")
 
 
-def _plain(tried: Calibration) -> dict[str, Any]:
+def _plain(tried: Calibration, limit: float) -> dict[str, Any]:
     """The trials without what is the same in all of them, and the choice within each budget."""
     trials = [
         {
@@ -150,7 +152,7 @@ def _plain(tried: Calibration) -> dict[str, Any]:
         }
         for trial in tried.trials
     ]
-    chosen = {f"{budget:g}": within(tried, budget) for budget in BUDGETS}
+    chosen = {f"{budget:g}": within(tried, budget, limit) for budget in BUDGETS}
     places = {
         budget: None if each.chosen is None else tried.trials.index(each.chosen)
         for budget, each in chosen.items()
@@ -218,7 +220,7 @@ def _run(options: argparse.Namespace) -> int:
     start = time.perf_counter()
     path = options.out / "calibration.json"
     tasks = json.loads(path.read_text(encoding="utf-8"))["tasks"] if path.exists() else {}
-    chosen = options.methods.split(",") if options.methods else None
+    chosen = None if options.methods is None else options.methods.split(",")
     for name in options.only or TASKS:
         print(f"{name}: {COMPARISONS[name].source}, {COMPARISONS[name].forget}")
         before = tasks[name]["tried"] if options.keep and name in tasks else {}

@@ -45,7 +45,8 @@ def _introduction(record: Record) -> str:
     return (
         "Each method twice on the same request: with its published constants, and with the setting "
         "that came closest to the oracles of proxies (other requests of the same kind and size) "
-        f"with at most {limit:g} recipe floors of collateral there and at most "
+        f"with at most {limit:g} recipe floors of collateral there, or that of doing nothing where "
+        "it is more, and at most "
         f"{100 * calibration.MAIN:g} % of retraining's time (and a quarter of that: three of "
         "thirty epochs take a little more than a tenth, since programs have overheads). The "
         "request's own oracles took no part in any choice. The published constants were made for "
@@ -99,7 +100,11 @@ def _summary(task: Mapping[str, Any]) -> str:
         role: [r for r in task["rows"] if role in r["as"] and r["verdict"]]
         for role in ("paper", "calibrated")
     }
-    sentences = [f"Proxies: {', '.join(task['proxies'])}."]
+    limit = task.get("limit", calibration.calibration.COLLATERAL_LIMIT)
+    sentences = [
+        f"Proxies: {', '.join(task['proxies'])}; collateral there at most {number(limit)} floors"
+        + (", that of doing nothing." if limit > calibration.calibration.COLLATERAL_LIMIT else ".")
+    ]
     for role, words in (("paper", "as published"), ("calibrated", "calibrated")):
         rows = judged[role]
         good = [f"`{r['method']}`" for r in rows if r["verdict"] in _GOOD]

@@ -3,6 +3,9 @@
     setting* = argmax over settings of   mean over proxies of gap closed
                subject to                mean over proxies of collateral <= limit,   cost <= budget
 
+The limit is a few recipe floors, or the collateral of doing nothing where that is more: among
+entangled data an untouched original, too, is far from retraining on what should stay.
+
 Strength matters more than the method: a published habit drives accuracy on forgotten data to zero
 where true retraining would keep most of it. The right strength depends on the data, and whoever
 reads it off the request's own oracle has retrained. So other requests of the same kind and size
@@ -61,6 +64,7 @@ class Proxy(NamedTuple):
     oracles: dict[str, np.ndarray]  # part -> (M, n, C)
     floors: dict[str, audit.Floor]
     start: float  # energy between originals and oracles on the forget data
+    idle: float  # collateral of the originals, recipe floors: that of doing nothing
 
 
 class References(NamedTuple):
@@ -141,8 +145,10 @@ def references(
         floors = audit.recipe_floor(
             matrices, own, others, permutations=settings.permutations, seed=settings.seed
         )
-        start = _energies(distance, oracles, outputs(originals))["forget"]
-        found.append(Proxy(task, request, outputs, distance, oracles, floors, start))
+        untouched = outputs(originals)
+        start = _energies(distance, oracles, untouched)["forget"]
+        proxy = Proxy(task, request, outputs, distance, oracles, floors, start, 0.0)
+        found.append(proxy._replace(idle=_judged(proxy, untouched)[1]))
     kind = "random" if tasks[0].name.startswith("ids:") else tasks[0].name.split(":")[0]
     made = References(network, settings, kind, originals, found, np.nan)
     retrain = _swept(made, "retrain", [{}], found[0])
@@ -164,7 +170,7 @@ def calibrate(
       points: settings to try, as changes to the preset (`sweeps.grid` makes a grid).
       found: see `references`.
       budget: at most this share of retraining's run time; None: any.
-      limit: of collateral, in recipe floors, mean over proxies.
+      limit: of collateral, in recipe floors, mean over proxies; raised to that of doing nothing.
 
     Returns:
       `Calibration`; `chosen.settings` are what to use on the request.
@@ -193,7 +199,12 @@ def calibrate(
                 [*trial.collateral, collateral],
                 trial.cost + share,
             )
-    return choose(name, trials, budget=budget, limit=limit)
+    return choose(name, trials, budget=budget, limit=raised(limit, found))
+
+
+def raised(limit: float, found: References) -> float:
+    """`limit`, or the mean collateral of doing nothing on the proxies where that is more."""
+    return max(limit, float(np.mean([proxy.idle for proxy in found.proxies])))
 
 
 def choose(

@@ -47,7 +47,7 @@ def test_a_broken_setting_is_never_chosen():
 
 def test_a_broken_model_has_no_gap_and_endless_collateral():
     outputs = {"forget": np.zeros((2, 3, 2)), "retain": np.full((2, 3, 2), np.nan)}
-    proxy = calibration.Proxy(None, None, None, audit.hellinger_matrix, outputs, {}, 1.0)
+    proxy = calibration.Proxy(None, None, None, audit.hellinger_matrix, outputs, {}, 1.0, 0.0)
     gap, collateral = calibration._judged(proxy, outputs)
     assert np.isnan(gap) and collateral == np.inf
 
@@ -71,10 +71,18 @@ def test_gap_and_collateral_are_those_of_the_audit():
     floors = audit.recipe_floor(matrices, o, [r], permutations=199, seed=0)
     judged = audit.judge(matrices, audit.Groups(g, o, m, [r]), floors=floors, seed=0)
     start = calibration._energies(audit.hellinger_matrix, oracle, original)["forget"]
-    proxy = calibration.Proxy(None, None, None, audit.hellinger_matrix, oracle, floors, start)
+    proxy = calibration.Proxy(None, None, None, audit.hellinger_matrix, oracle, floors, start, 0.0)
     gap, collateral = calibration._judged(proxy, method)
     np.testing.assert_allclose(gap, judged.gap_closed.value, rtol=1e-6)
     np.testing.assert_allclose(collateral, judged.collateral.value, rtol=1e-6)
+
+
+def test_doing_nothing_is_never_too_much():
+    proxy = calibration.Proxy(None, None, None, None, {}, {}, 1.0, 0.0)
+    proxies = [proxy._replace(idle=idle) for idle in (10.0, 30.0)]
+    found = calibration.References(None, None, "subclass", None, proxies, 1.0)
+    assert calibration.raised(3.0, found) == 20.0
+    assert calibration.raised(25.0, found) == 25.0
 
 
 def test_requests_are_padded_with_rows_that_count_nothing():

@@ -37,7 +37,7 @@ def row(label, method, roles, gap, kept, verdict, share=0.1):
 def made(**changes):
     """A record of two methods on one request."""
     facts = {k: comparison()[k] for k in ("date", "machine", "versions", "seconds")}
-    chosen = calibration.roles_of(FOUND, ["finetune", "scrub"])
+    chosen = calibration.roles_of(FOUND, ["finetune", "scrub"], 3.0)
     rows = [
         row('finetune(preset="paper")', "finetune", ["paper"], 0.1, 4.0, "under-forgotten"),
         row('scrub(preset="paper")', "scrub", ["paper"], -3.0, 90.0, "collapsed"),
@@ -48,8 +48,9 @@ def made(**changes):
     ]  # fmt: skip
     task = {
         "source": "digits", "forget": "class:3", "words": "class 3", "proxies": ["class:5"],
-        "retraining": 0.3, "seconds": {"proxies": 9.0, "request": 8.0}, "status": "informative",
-        "tried": {name: calibration._plain(each) for name, each in FOUND.items()}, "rows": rows,
+        "retraining": 0.3, "limit": 3.0, "seconds": {"proxies": 9.0, "request": 8.0},
+        "status": "informative", "rows": rows,
+        "tried": {name: calibration._plain(each, 3.0) for name, each in FOUND.items()},
         "notes": [],
     }  # fmt: skip
     return (
@@ -69,29 +70,28 @@ def made(**changes):
 
 def test_the_choice_within_a_budget_takes_what_it_allows():
     found = FOUND["finetune"]
-    assert calibration.within(found, 0.02).chosen is found.trials[0]
-    assert calibration.within(found, 0.10).chosen is found.trials[1]
-    assert calibration.within(found, 0.33).chosen is found.trials[2]
-    assert calibration.within(found, 0.001).chosen is None
-    assert calibration.within(found, 0.08).chosen is found.trials[1]  # 0.09 is within the grace
+    assert calibration.within(found, 0.02, 3).chosen is found.trials[0]
+    assert calibration.within(found, 0.10, 3).chosen is found.trials[1]
+    assert calibration.within(found, 0.33, 3).chosen is found.trials[2]
+    assert calibration.within(found, 0.001, 3).chosen is None
+    assert calibration.within(found, 0.08, 3).chosen is found.trials[1]  # 0.09 is within the grace
 
 
 def test_stored_trials_come_back_as_they_were():
     for name, found in FOUND.items():
-        again = calibration._again(name, calibration._plain(found))
+        again = calibration._again(name, calibration._plain(found, 3.0))
         for budget in calibration.BUDGETS:
-            assert (
-                calibration.within(again, budget).chosen == calibration.within(found, budget).chosen
-            )
+            first, second = (calibration.within(each, budget, 3.0) for each in (found, again))
+            assert first.chosen == second.chosen
 
 
 def test_the_best_of_a_budget_are_gentle_and_nearest_first():
-    names = [each.name for each in calibration.best(FOUND, 0.10, 3)]
+    names = [each.name for each in calibration.best(FOUND, 0.10, 3, 3.0)]
     assert names == ["finetune", "ssd"]  # scrub damages more than the limit
 
 
 def test_a_setting_that_is_chosen_twice_is_run_once():
-    roles = calibration.roles_of(FOUND, ["finetune"])
+    roles = calibration.roles_of(FOUND, ["finetune"], 3.0)
     assert roles["finetune(epochs=2)"] == ["calibrated", "best within 10 %"]
     assert roles['finetune(preset="paper")'] == ["paper"]
     assert roles["scrub(epochs=1)"] == ["calibrated"]
