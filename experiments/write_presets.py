@@ -25,8 +25,8 @@ _HEAD = '''\
 
 Rates are multiples of the recipe's learning rate, lengths shares of its epochs. Each setting is the
 one that closed most of the gap to the oracles of other requests of its kind on digits, with at most
-{limit:g} recipe floors of collateral where there was such a one, within {budget:g} of retraining's
-time:
+{limit:g} recipe floors of collateral (or that of doing nothing), within {budget:g} of retraining's
+time and the grace of a quarter:
 
 {proxies}
 
@@ -65,10 +65,10 @@ def module(record: Record) -> str:
         f"    {task['forget']} of {task['source']}: {', '.join(map(_short, task['proxies']))}"
         for task in record["tasks"].values()
     )
-    table = pprint.pformat(chosen(record), width=98, sort_dicts=False)
+    table = pprint.pformat(chosen(record), width=98, sort_dicts=False).replace("'", '"')
     return _HEAD.format(
         limit=record["limit"], budget=calibration.MAIN, proxies=proxies, table=table
-    ).replace("'", '"')
+    )
 
 
 def _short(name: str) -> str:
