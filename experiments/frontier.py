@@ -32,20 +32,21 @@ def draw(record: Record, path: Path) -> Path:
         for i, (name, task) in enumerate(tasks.items()):
             axes = figure.add_axes((0.055 + i * (width + 0.02), 0.15, width - 0.02, 0.72))
             axes.set_xscale("symlog", linthresh=1, linscale=0.9)
-            axes.set_xlim(-0.45, 30)
+            axes.set_xlim(-0.45, 40)
             axes.set_ylim(_LOWEST, 1.03)
             axes.set_xticks([0, 1, 3, 10, 30], ["0", "1", "3", "10", "30"])
             axes.xaxis.minorticks_off()
-            axes.axvline(record["limit"], color=_INK, lw=1, ls="--")
+            axes.axvline(task.get("limit", record["limit"]), color=_INK, lw=1, ls="--")
             axes.grid(color="#ececec")
-            points = []
+            points, drawn = [], set()
             for k, budget in enumerate(budgets):
                 role = f"best within {100 * budget:g} %"
                 for row in task["rows"]:
                     gap, kept = row["gap_closed"], row["collateral"]
-                    if role not in row["as"] or not gap or not kept:
-                        continue
-                    if gap["value"] < _LOWEST or kept["value"] > 30:
+                    if role not in row["as"] or not gap or not kept or row["label"] in drawn:
+                        continue  # the smallest budget that has it counts
+                    drawn.add(row["label"])
+                    if gap["value"] < _LOWEST or kept["value"] > 40:
                         continue
                     colour, marker = _COLOURS[k], _MARKERS[k]
                     axes.plot([kept["value"]] * 2, [gap["low"], gap["high"]], color=colour, lw=1)
