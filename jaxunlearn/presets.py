@@ -107,41 +107,6 @@ def _sgd_rate(recipe: Recipe) -> float:
 
 
 PRESETS: dict[str, Preset] = {
-    "entanglement": Preset(
-        lambda kind, recipe, classes: {
-            "learning_rate": recipe.learning_rate / 8,
-            "epochs": _share(recipe, 1 / 30),
-            "recovery_rate": 2 * _sgd_rate(recipe),
-            "recovery_epochs": _share(recipe, 1 / 15),
-            "batches": 1,
-        },
-        "a thirtieth of the epochs with eta / 8; a fifteenth of SGD at 2 eta (0.08 eta if the "
-        "recipe is SGD), one batch a gradient; needs adjacent data",
-    ),
-    "blind_model": Preset(
-        lambda kind, recipe, classes: {
-            "learning_rate": recipe.learning_rate,
-            "epochs": _tenth(recipe),
-        },
-        "the recipe, ended after a tenth of its epochs",
-    ),
-    "blindspot": Preset(
-        lambda kind, recipe, classes: {
-            "learning_rate": recipe.learning_rate,
-            "blind_learning_rate": _sgd_rate(recipe),
-            "blind_epochs": _share(recipe, 1 / 15),
-            "epochs": _share(recipe, 1 / 30),
-        },
-        "blind model and imitation, a tenth of the epochs together, at eta: Adam moves a weight by "
-        "about rate times steps, and eta over 19 steps is the published 1e-3 over 48",
-    ),
-    "gaussian_amnesiac": Preset(
-        lambda kind, recipe, classes: {
-            "learning_rate": recipe.learning_rate / 2,
-            "epochs": _tenth(recipe),
-        },
-        "eta / 2 for a tenth of the epochs, targets drawn once",
-    ),
     "retrain": Preset(
         lambda kind, recipe, classes: {
             "learning_rate": recipe.learning_rate,
@@ -345,6 +310,41 @@ PRESETS: dict[str, Preset] = {
         "eta falling to eta / 10 over as many passes of the forget set as the recipe has epochs, "
         "rho 0.9; ends where held-out examples are predicted better, or (classes) 5 % of the rest "
         "is lost",
+    ),
+    "entanglement": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": recipe.learning_rate / 8,
+            "epochs": _share(recipe, 1 / 30),
+            "recovery_rate": 2 * _sgd_rate(recipe),
+            "recovery_epochs": _share(recipe, 1 / 15),
+            "batches": 1,
+        },
+        "a thirtieth of the epochs with eta / 8; a fifteenth of SGD at 2 eta (0.08 eta if the "
+        "recipe is SGD), one batch a gradient; needs adjacent data",
+    ),
+    "blind_model": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": recipe.learning_rate,
+            "epochs": _tenth(recipe),
+        },
+        "the recipe, ended after a tenth of its epochs",
+    ),
+    "blindspot": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": recipe.learning_rate,
+            "blind_learning_rate": _sgd_rate(recipe),
+            "blind_epochs": _share(recipe, 1 / 15),
+            "epochs": _share(recipe, 1 / 30),
+        },
+        "blind model and imitation, a tenth of the epochs together, at eta: Adam moves a weight by "
+        "about rate times steps, and eta over 19 steps is the published 1e-3 over 48",
+    ),
+    "gaussian_amnesiac": Preset(
+        lambda kind, recipe, classes: {
+            "learning_rate": recipe.learning_rate / 2,
+            "epochs": _tenth(recipe),
+        },
+        "eta / 2 for a tenth of the epochs, targets drawn once",
     ),
     "features_labels": Preset(
         lambda kind, recipe, classes: {"curvature": "ggn", "damping": 10.0},
