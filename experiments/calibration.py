@@ -76,7 +76,7 @@ def roles_of(
     """Label of a specified method -> what it is here: "paper", "calibrated", "best within 2 %"."""
     roles: dict[str, list[str]] = {"retrain": ["retrain"]}
     for name in names:
-        roles.setdefault(f'{name}(preset="paper")', []).append("paper")
+        roles.setdefault(f"{name}(preset='paper')", []).append("paper")
     for each in tried.values():
         chosen = calibration.specified(within(each, MAIN, limit))
         if chosen:

@@ -1,6 +1,8 @@
 """The section of BENCHMARKS.md on calibration: published and calibrated settings, side by side."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,22 +103,60 @@ def _summary(task: Mapping[str, Any]) -> str:
         for role in ("paper", "calibrated")
     }
     limit = task.get("limit", calibration.calibration.COLLATERAL_LIMIT)
-    sentences = [
+    blocks = [
         f"Proxies: {', '.join(task['proxies'])}; collateral there at most {number(limit)} floors"
         + (", that of doing nothing." if limit > calibration.calibration.COLLATERAL_LIMIT else ".")
     ]
     for role, words in (("paper", "as published"), ("calibrated", "calibrated")):
         rows = judged[role]
-        good = [f"`{r['method']}`" for r in rows if r["verdict"] in _GOOD]
-        over = sum(r["verdict"] == "over-forgotten" for r in rows)
-        collapsed = sum(r["verdict"] == "collapsed" for r in rows)
-        gentle = sum((r["collateral"] or {}).get("value", 1e9) <= 3 for r in rows)
-        sentences.append(
-            f"Of {len(rows)} methods {words}: {_or_none(good)} cannot be told from retraining "
-            f"beyond recipe noise, {over} over-forget, {collapsed} collapse, {gentle} keep to "
-            "three recipe floors of collateral."
-        )
-    return paragraph(" ".join(sentences))
+        limit = max(limit, calibration.calibration.COLLATERAL_LIMIT)
+        kinds = {
+            "match (indistinguishable, or within recipe noise)": _matches,
+            "come near (nine tenths of the gap, collateral within the limit)": partial(
+                _comes_near, limit
+            ),
+            "hide it (farther from retraining than before, or past it)": _hides,
+            "break something (collapsed, or more than ten times the limit)": partial(
+                _breaks, limit
+            ),
+            "hardly do anything (a tenth of the gap)": _idles,
+        }
+        told = [f"{kind}: {_or_none(_named(rows, is_one))}." for kind, is_one in kinds.items()]
+        bullets = "\n".join(paragraph(f"* {text}", "  ") for text in told)
+        blocks.append(f"Of {len(rows)} methods {words} these\n\n{bullets}")
+    return "\n\n".join([paragraph(blocks[0]), *blocks[1:]])
+
+
+def _named(rows: Sequence[Mapping[str, Any]], is_one: Callable) -> list[str]:
+    return [f"`{row['method']}`" for row in rows if is_one(row)]
+
+
+def _gap(row: Mapping[str, Any]) -> float:
+    return (row["gap_closed"] or {}).get("value", -math.inf)
+
+
+def _collateral(row: Mapping[str, Any]) -> float:
+    return (row["collateral"] or {}).get("value", math.inf)
+
+
+def _matches(row: Mapping[str, Any]) -> bool:
+    return row["verdict"] in _GOOD
+
+
+def _comes_near(limit: float, row: Mapping[str, Any]) -> bool:
+    return not _matches(row) and _gap(row) >= 0.9 and _collateral(row) <= limit
+
+
+def _hides(row: Mapping[str, Any]) -> bool:
+    return row["verdict"] == "over-forgotten" or _gap(row) < -0.1
+
+
+def _breaks(limit: float, row: Mapping[str, Any]) -> bool:
+    return row["verdict"] == "collapsed" or _collateral(row) > 10 * limit
+
+
+def _idles(row: Mapping[str, Any]) -> bool:
+    return abs(_gap(row)) <= 0.1
 
 
 def _or_none(names: Sequence[str]) -> str:

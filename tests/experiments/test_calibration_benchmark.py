@@ -39,8 +39,8 @@ def made(**changes):
     facts = {k: comparison()[k] for k in ("date", "machine", "versions", "seconds")}
     chosen = calibration.roles_of(FOUND, ["finetune", "scrub"], 3.0)
     rows = [
-        row('finetune(preset="paper")', "finetune", ["paper"], 0.1, 4.0, "under-forgotten"),
-        row('scrub(preset="paper")', "scrub", ["paper"], -3.0, 90.0, "collapsed"),
+        row("finetune(preset='paper')", "finetune", ["paper"], 0.1, 4.0, "under-forgotten"),
+        row("scrub(preset='paper')", "scrub", ["paper"], -3.0, 90.0, "collapsed"),
         row("finetune(epochs=2)", "finetune", chosen["finetune(epochs=2)"], 0.97, 0.9,
             "within recipe noise"),
         row("scrub(epochs=1)", "scrub", chosen["scrub(epochs=1)"], 0.6, 8.0, "over-forgotten"),
@@ -93,7 +93,7 @@ def test_the_best_of_a_budget_are_gentle_and_nearest_first():
 def test_a_setting_that_is_chosen_twice_is_run_once():
     roles = calibration.roles_of(FOUND, ["finetune"], 3.0)
     assert roles["finetune(epochs=2)"] == ["calibrated", "best within 10 %"]
-    assert roles['finetune(preset="paper")'] == ["paper"]
+    assert roles["finetune(preset='paper')"] == ["paper"]
     assert roles["scrub(epochs=1)"] == ["calibrated"]
     assert roles["retrain"] == ["retrain"]
 
@@ -102,8 +102,15 @@ def test_the_section_shows_both_settings_and_says_what_matches():
     text = calibration_section.calibrated(made())
     lines = [line for line in text.splitlines() if line.startswith("| `finetune`")]
     assert "0.10" in lines[0] and "0.97" in lines[0] and "epochs=2" in lines[0]
-    assert "2 methods as published: none cannot be told" in " ".join(text.split())
-    assert "3 methods calibrated: `finetune` cannot be told" in " ".join(text.split())
+    flat = " ".join(text.split())
+    published, _, chosen = flat.partition("Of 3 methods calibrated")
+    assert "Of 2 methods as published these * match" in published
+    assert "within recipe noise): none. * come near" in published
+    assert "past it): `scrub`. * break something" in published
+    assert "ten times the limit): `scrub`. * hardly do anything" in published
+    assert "a tenth of the gap): `finetune`." in published
+    assert "within recipe noise): `finetune`. * come near" in chosen
+    assert "past it): `scrub`. * break" in chosen
     assert "| 10 % | `finetune(epochs=2)` | 0.97" in text
     assert calibration_section.calibrated(made()) == text
 
@@ -148,5 +155,6 @@ def test_a_tiny_run_is_whole_and_keeps_what_it_did_not_ask_for(tmp_path, monkeyp
     task = record["tasks"]["random"]
     assert len(task["proxies"]) == 2 and set(task["tried"]) == {"finetune"}
     labels = [each["label"] for each in task["rows"] if each["role"] == "method"]
-    assert 'finetune(preset="paper")' in labels and "retrain" in labels
+    assert "finetune(preset='paper')" in labels and "retrain" in labels
     assert "finetune" in calibration_section.calibrated(record)
+    assert all(each["as"] for each in task["rows"] if each["role"] == "method")
