@@ -37,6 +37,7 @@ STYLES = {
     "reference": ("#A6A6A6", "d"),
 }
 _ORIGINAL, _ORACLE = ("#D55E00", "*"), ("#000000", "o")
+_DENSE = 24  # rows of a picture of fixed height
 _INK, _PALE = "#1a1a1a", "#c9c9c9"
 
 
@@ -244,10 +245,12 @@ def _bars(
         axes.set_yticklabels(names, fontsize=(0.85 if verdicts else 1.0) * size, linespacing=1.0)
         axes.spines[["top", "right"]].set_visible(False)
         if verdicts and i == len(shown) - 1:
+            dense = len(rows) > _DENSE  # two lines of a verdict would touch the next row
             for y, row in enumerate(rows):
-                said = textwrap.fill(row.verdict, 20)
+                said = textwrap.fill(row.verdict, 40 if dense else 20)
+                scale = 0.66 if dense else 0.85
                 if row.role in ("original", "method"):
-                    axes.text(1.16, y, said, va="center", fontsize=0.85 * size, linespacing=1.0,
+                    axes.text(1.16, y, said, va="center", fontsize=scale * size, linespacing=1.0,
                               transform=axes.get_yaxis_transform(), color=_INK)  # fmt: skip
     if verdicts and main is not None:
         words = f"{main.title} per part (dashed: the oracle's) and the verdict"
