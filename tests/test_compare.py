@@ -17,7 +17,7 @@ from jaxunlearn import audit, compare, data, ensemble, networks, results
 from jaxunlearn.cache import Cache, DamagedEntryWarning
 from jaxunlearn.compare import Settings
 from jaxunlearn.model import from_nnx
-from jaxunlearn.presets import PRESETS, Recipe, parse_methods
+from jaxunlearn.presets import Recipe, parse_methods, rule_of, settings
 
 CLASSES = 10
 RECIPE = Recipe(learning_rate=0.01, batch_size=50, epochs=6)
@@ -164,8 +164,8 @@ def test_membership_is_attacked_with_three_scores(run):
 def test_a_method_says_what_it_is_and_what_was_asked_of_it(run):
     row = run.row("neggrad_plus")
     assert row["family"] == "descent" and row["paper"] == "2302.09880"
-    assert row["arguments"] == PRESETS["neggrad_plus"].arguments("class", RECIPE, CLASSES)
-    assert row["preset"] == PRESETS["neggrad_plus"].rule
+    assert row["arguments"] == settings("neggrad_plus", {}, "class", RECIPE, CLASSES)
+    assert row["preset"] == rule_of("neggrad_plus", "class", CLASSES)
     assert run.row(IDLE)["preset"] == "as given"
     assert run.row(IDLE)["arguments"] == {"alpha": 10, "effective_batch": 1}
     assert row["guarantee"] == "empirical" and run.row("retrain")["guarantee"] == "exact-bitwise"

@@ -173,10 +173,10 @@ def test_a_control_that_fails_is_said_to_fail():
     assert "read with care" in " ".join(sections.findings(made))
 
 
-def test_the_page_says_that_settings_are_not_calibrated():
+def test_the_page_says_where_settings_come_from():
     text = " ".join(benchmarks_md.markdown({"class": record()}).split())
     assert "Where settings come from" in text and "rules in `jaxunlearn/presets.py`" in text
-    assert "not the oracles of the request" in text
+    assert "never the oracles of the request itself" in text
 
 
 def test_a_comparison_that_is_not_informative_shows_no_score():
