@@ -1,6 +1,6 @@
 """The comparisons behind BENCHMARKS.md, each into `OUT/NAME/results.json`.
 
-    python -m experiments.comparisons          all of them (images when their data are found)
+    python -m experiments.comparisons          all of them (MNIST when its data are found)
     python -m experiments.comparisons --only random      one
     python -m experiments.comparisons --seeds 3 --oracles 4 --epochs 2 --out DIR       a smoke run
 
@@ -10,7 +10,6 @@
 | subclass | digits:odd_even | subclass:3  | 8 originals, 32 oracles                            |
 | random   | digits          | random:0.05 | 8 originals, 32 oracles                            |
 | mnist    | mnist           | class:3     | 8 originals, 16 oracles; 5 epochs, parts <= 2000 rows |
-| cifar10  | cifar10, 4000 rows | class:3  | 4 originals, 8 oracles; CNN, parts <= 1000 rows    |
 
 Each is exactly what the `jaxunlearn compare` command in its record does: the default methods with
 their presets, nothing read from a cache of models or of programs, so that the seconds are those of
@@ -53,17 +52,6 @@ COMPARISONS = {
         "mnist",
         "class:3",
         compare.Settings(presets.Recipe(epochs=5), seeds=8, oracles=16, rows=2000),
-    ),
-    "cifar10": Comparison(
-        "cifar10",
-        "class:3",
-        compare.Settings(
-            presets.Recipe(model="cnn", learning_rate=1e-3, epochs=10),
-            seeds=4,
-            oracles=8,
-            rows=1000,
-        ),
-        train_rows=4000,
     ),
 }
 
