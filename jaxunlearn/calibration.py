@@ -51,6 +51,7 @@ from jaxunlearn.sweeps import Point, grid, sweep
 from jaxunlearn.typing import Params
 
 COLLATERAL_LIMIT = 3.0  # recipe floors
+_NONE_GENTLE = "no setting has at most"
 SIZES: dict[str, Any] = {"seeds": 8, "oracles": 16}  # models, unless told otherwise
 
 
@@ -219,10 +220,10 @@ def choose(
     gentle = [t for t in affordable if np.mean(t.collateral) <= limit]
     if gentle:
         best = max(gentle, key=lambda t: float(np.mean(t.gap_closed)))
-        words = f"closest to the proxies' oracles with at most {limit:g} floors of collateral"
+        words = f"closest to the proxies' oracles with at most {limit:.3g} floors of collateral"
     else:
         best = min(affordable, key=lambda t: float(np.mean(t.collateral)))
-        words = f"no setting has at most {limit:g} floors of collateral: the one with the least"
+        words = f"{_NONE_GENTLE} {limit:.3g} floors of collateral: the one with the least"
     return Calibration(name, list(trials), best, words)
 
 
@@ -301,7 +302,7 @@ def told(found: Results, by: Calibrated) -> Results:
         *(
             f"{each.name}: {each.words}, was chosen."
             for each in by.tried
-            if each.chosen is not None and np.mean(each.chosen.collateral) > COLLATERAL_LIMIT
+            if each.chosen is not None and each.words.startswith(_NONE_GENTLE)
         ),
     ]
     record = dict(found.record)

@@ -508,6 +508,12 @@ def test_turns_do_not_depend_on_how_they_are_driven():
     chex.assert_trees_all_equal(run_turns(resume=half.state).params, whole)
 
 
+def test_turns_of_one_stream_are_its_epochs_each_in_an_order_of_its_own():
+    turned = run(epochs=None, turns=(("data",),) * 4)
+    chex.assert_trees_all_equal(turned.params, run().params)
+    np.testing.assert_array_equal(turned.info.losses, run().info.losses)
+
+
 def test_turns_of_stacked_models_stay_separate():
     starts = jax.tree.map(lambda p: jnp.stack([p, p + 1]), START)
     both = jax.jit(jax.vmap(lambda p: run_turns(params=p).params))(starts)

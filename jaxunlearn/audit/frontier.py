@@ -51,15 +51,15 @@ def pareto_front(costs: ArrayLike) -> np.ndarray:
 
 def unbeaten(record: Mapping[str, Any]) -> list[str]:
     """Labels of the methods on the front of (forget energy, collateral, time), in their order."""
-    found = [line for line, _ in _priced(record)]
+    found = _priced(record)
     if not found:
         return []
     costs = [
         (max(line.energy["forget"], 0.0), max(kept_in_floors(line.energy), 0.0), share)  # type: ignore
-        for line, share in _priced(record)
+        for line, share in found
     ]
     front = pareto_front(costs)
-    return [line.label for line, on in zip(found, front, strict=True) if on]
+    return [line.label for (line, _), on in zip(found, front, strict=True) if on]
 
 
 def _priced(record: Mapping[str, Any]) -> list[tuple[Line, float]]:
@@ -99,9 +99,9 @@ def frontier(record: Mapping[str, Any]) -> str | None:
         axes.axhline(1, color=_INK, lw=1, ls="--")
         axes.text(axes.get_xlim()[1], 1, " recipe\n floor", va="center", fontsize=8.5, color=_INK)
         steps = _staircase(found)
-        axes.step(*zip(*steps, strict=True), where="post", color="#009E73", lw=1.5, zorder=2) if (
-            steps
-        ) else None
+        if steps:
+            across, down = zip(*steps, strict=True)
+            axes.step(across, down, where="post", color="#009E73", lw=1.5, zorder=2)
         points = []
         for line, part in found:
             colour, marker = style(line)
