@@ -16,7 +16,7 @@ import platform
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -144,22 +144,71 @@ def compare(
       `rows` examples.
     """
     start = time.perf_counter()
-    recipe = settings.recipe
+
+    def progress(text: str) -> None:
+        say(text, time.perf_counter() - start)
+
+    network = network_of(task.source, settings.recipe)
+    evaluator = Evaluator(network, task, settings)
+    notes = _left_out(task, settings.recipe) if methods is None else []
+    groups: list[results.Group] = []
+    for made in ensembles_of(network, task, methods, settings, cache=cache, progress=progress):
+        notes += made.notes
+        label, role, params, timing, facts, _ = made
+        groups.append(
+            results.Group(label, role, evaluator(params), timing.compile, timing.run, dict(facts))
+        )
+    progress("auditing")
+    return results.assemble(
+        task, settings, groups, evaluator.parts, notes, versions(), time.perf_counter() - start
+    )
+
+
+class Ensemble(NamedTuple):
+    """One group of models of a comparison, as it is made."""
+
+    label: str
+    role: str  # original, oracle, recipe, method
+    params: Params  # stacked: leading axis of models
+    timing: Timing
+    facts: Mapping[str, Any]  # about a method or a recipe, for the record
+    notes: tuple[str, ...]  # warnings, for the report
+
+
+def ensembles_of(
+    network: model.Model,
+    task: Task,
+    methods: Sequence[Specified] | None,
+    settings: Settings,
+    *,
+    cache: Cache | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+    timed: bool = True,
+) -> Iterator[Ensemble]:
+    """The groups of models of a comparison, one at a time: originals, oracles, recipes, methods.
+
+    Args:
+      network: see `network_of`.
+      task, methods, settings, cache: as for `compare`.
+      progress: called with a text before each group.
+      timed: whether a method that is quick is run several times for its time.
+
+    Yields:
+      `Ensemble`; equal arguments give equal params. Only the originals are kept from one to the
+      next, so that memory holds two groups whatever the number of methods.
+
+    Raises:
+      ValueError: a method that needs what the task has not; before anything is trained.
+    """
+    recipe, source = settings.recipe, task.source
     kind = task.name.split(":")[0]
-    source = task.source
     request = task.request(recipe.batch_size)
     chosen = usual(task, recipe) if methods is None else list(methods)
-    notes = possible(_listed(task), request)[1] if methods is None else []
     presets.check_target([each.name for each in chosen], real=source.target is not None)
     built = [
         (each, presets.build(each.name, each.changes, kind, recipe, source.num_outputs))
         for each in chosen
     ]
-    network = network_of(source, recipe)
-    evaluator = Evaluator(network, task, settings)
-
-    def progress(text: str) -> None:
-        say(text, time.perf_counter() - start)
 
     def trained(
         name: str, part: str, used: Recipe, count: int, words: str
@@ -167,43 +216,27 @@ def compare(
         progress(f"training {count} {words}")
         return train_group(network, task, part, used, name, count, settings.seed, cache)
 
-    groups: list[results.Group] = []
-
-    def add(label: str, role: str, params: Params, timing: Timing, **facts: Any) -> None:
-        groups.append(
-            results.Group(label, role, evaluator(params), timing.compile, timing.run, facts)
-        )
-
     originals, timing = trained("original", "all", recipe, settings.seeds, "originals")
-    add("original", "original", originals, timing)
+    yield Ensemble("original", "original", originals, timing, {}, ())
     if task.train_parts["forget"].size:
-        oracles, timing = trained(
+        yield Ensemble("oracle", "oracle", *trained(
             "oracle", "retain", recipe, settings.oracles, "oracles (true retrainings)"
-        )
-        add("oracle", "oracle", oracles, timing)
+        ), {}, ())  # fmt: skip
         for words, variant in recipe.variants().items():
             half = max(2, settings.oracles // 2)
             params, timing = trained(words, "retain", variant, half, f"oracles by {words}")
-            add(f"oracle, {words}", "recipe", params, timing, recipe=dataclasses.asdict(variant))
+            facts = {"recipe": dataclasses.asdict(variant)}
+            yield Ensemble(f"oracle, {words}", "recipe", params, timing, facts, ())
     for each, method in built:
         progress(f"unlearning with {each.label}")
         keys = keys_of(settings.seed, f"method {each.label}", settings.seeds)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            out, timing = _unlearned(network, method, originals, request, keys)
+            out, timing = _unlearned(network, method, originals, request, keys, repeat=timed)
         said = [str(w.message).removeprefix(f"{each.name}: ") for w in _distinct(caught)]
-        notes += [f"{each.label}: {text}" for text in said]
-        add(
-            each.label,
-            "method",
-            out.params,
-            timing,
-            **_facts(each, method, out.info, kind, recipe, task),
-        )
-    progress("auditing")
-    return results.assemble(
-        task, settings, groups, evaluator.parts, notes, versions(), time.perf_counter() - start
-    )
+        facts = _facts(each, method, out.info, kind, recipe, task)
+        notes = tuple(f"{each.label}: {text}" for text in said)
+        yield Ensemble(each.label, "method", out.params, timing, facts, notes)
 
 
 def network_of(source: Source, recipe: Recipe) -> model.Model:
@@ -223,6 +256,11 @@ def usual(task: Task, recipe: Recipe) -> list[Specified]:
     """The methods that are compared when none are named: all that have what they need."""
     names = possible(_listed(task), task.request(recipe.batch_size))[0]
     return presets.parse_methods(",".join(names))
+
+
+def _left_out(task: Task, recipe: Recipe) -> list[str]:
+    """Why usual methods are not among those of this task."""
+    return possible(_listed(task), task.request(recipe.batch_size))[1]
 
 
 def possible(names: Sequence[str], request: Request) -> tuple[list[str], list[str]]:
@@ -315,7 +353,7 @@ def _trained(
 
 
 def _unlearned(
-    network: model.Model, method: Method, originals: Params, request: Any, keys: Key
+    network: model.Model, method: Method, originals: Params, request: Any, keys: Key, repeat: bool
 ) -> Any:
     def many(originals: Params, request: Any, keys: Key) -> Any:
         def one(params: Params, key: Key) -> Any:
@@ -323,7 +361,7 @@ def _unlearned(
 
         return ensemble(one)(originals, keys)
 
-    return _timed(many, originals, request, keys, repeat=True)
+    return _timed(many, originals, request, keys, repeat=repeat)
 
 
 def _distinct(caught: list) -> list:
