@@ -12,6 +12,7 @@ returns a `results.Results`; nothing is printed or written here.
 """
 
 import dataclasses
+import hashlib
 import platform
 import time
 import warnings
@@ -290,6 +291,30 @@ def train_group(
     keys = keys_of(seed, name, count)
     data = task.data("train", part, recipe.batch_size)
     key = _address(task, part, recipe, name, count, seed)
+    return _trained(network, recipe, data, keys, key, cache)
+
+
+def train_rows(
+    network: model.Model,
+    task: Task,
+    rows: np.ndarray,
+    recipe: Recipe,
+    name: str,
+    count: int,
+    seed: int,
+    cache: Cache | None,
+) -> tuple[Params, Timing]:
+    """`count` models trained by `recipe` on these rows of the training split, or from the cache.
+
+    Args:
+      rows: (k,) sorted row numbers.
+      name: of the group; it decides the keys.
+    """
+    rows = np.asarray(rows, np.int64)
+    keys = keys_of(seed, name, count)
+    data = task.train_data(recipe.batch_size).take(rows)
+    digest = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
+    key = _address(task, "rows", recipe, name, count, seed) | {"rows": digest}
     return _trained(network, recipe, data, keys, key, cache)
 
 

@@ -33,6 +33,10 @@ from .entry_membership import EntryAttack as EntryAttack
 from .entry_membership import entry_attack as entry_attack
 from .entry_membership import entry_signal as entry_signal
 from .errors import TooFew as TooFew
+from .evidence import Evidence as Evidence
+from .evidence import Finding as Finding
+from .evidence import evidence as evidence
+from .evidence import vector_distances as vector_distances
 from .floors import Floor as Floor
 from .floors import recipe_floor as recipe_floor
 from .forgetting_rate import forgetting_rate as forgetting_rate

@@ -36,4 +36,5 @@ METRIC_VERSIONS: dict[str, str] = {
     "mae": "1",
     "prediction_distance": "1",
     "wasserstein": "1",
+    "evidence": "1",
 }
