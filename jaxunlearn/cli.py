@@ -1,4 +1,4 @@
-"""The command line: `jaxunlearn compare` and `jaxunlearn methods`. Parsing and printing only.
+"""The command line: `jaxunlearn compare`, `audit` and `methods`. Parsing and printing only.
 
 | status | meaning                                                                             |
 |--------|-------------------------------------------------------------------------------------|
@@ -119,6 +119,25 @@ def parser() -> argparse.ArgumentParser:
     add("--cache-dir", type=Path, default=None, help=kept)
     add("--no-cache", action="store_true", help="train everything anew, keep nothing")
     add("--quiet", action="store_true", help="no progress")
+    audit = commands.add_parser(
+        "audit",
+        help="attack what a finished comparison made: would it come back, what is still known?",
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = audit.add_argument
+    add("--run", type=Path, required=True, help="folder of a finished comparison")
+    add("--methods", default=None, help="rows of the comparison, by label; default all")
+    add(
+        "--shadows", type=_integer(0), default=16, help="pairs of shadow models for U-LiRA; 0: none"
+    )
+    add("--steps", type=_integer(1), default=40, help="minibatches of relearning")
+    add("--rows", type=_integer(4), default=512, help="examples of a part that are attacked")
+    add("--permutations", type=_integer(19), default=1999, help="relabellings of the test")
+    add("--data-dir", type=Path, default=None, help="where data sets lie; default $JAXUNLEARN_DATA")
+    add("--cache-dir", type=Path, default=None, help=kept)
+    add("--no-cache", action="store_true", help="train everything anew, keep nothing")
+    add("--quiet", action="store_true", help="no progress")
     listing = commands.add_parser(
         "methods", help="what there is; NAME shows one in full", allow_abbrev=False
     )
@@ -152,9 +171,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     options = parser().parse_args(arguments)
     try:
-        return _methods(options.name) if options.command == "methods" else _compare(options)
+        if options.command == "methods":
+            return _methods(options.name)
+        return _audit(options) if options.command == "audit" else _compare(options)
     except (ValueError, TypeError, OSError) as error:
         print(f"jaxunlearn: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(
+            "jaxunlearn: out of memory. Nothing was written. Evaluate fewer examples with --rows, "
+            "train fewer models at a time with fewer --seeds and --oracles, or free memory. "
+            f"({str(error).splitlines()[0] if str(error) else 'MemoryError'})",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("\njaxunlearn: interrupted; the cache keeps what was trained.", file=sys.stderr)
@@ -195,29 +226,14 @@ def _columns(rows: list[tuple[str, ...]]) -> str:
 
 def _compare(options: argparse.Namespace) -> int:
     folder = _folder(options.out)
-    import jax
-
-    from jaxunlearn.cache import Cache, default_root
-    from jaxunlearn.publishing import publish_text
-
-    root = options.cache_dir or default_root()
-    _use_all_cores(jax)
-    if not options.no_cache and not jax.config.jax_compilation_cache_dir:  # type: ignore
-        jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    cache = _prepared_jax(options)
     from jaxunlearn import results
     from jaxunlearn.audit import report
+    from jaxunlearn.publishing import publish_text
 
     prepare = _prepare_ratings if _is_of_ratings(options.source) else _prepare_classifiers
-    task, run = prepare(options, None if options.no_cache else Cache(root / "models"))
-    say = _Progress(sys.stderr, options.quiet)
-    say(task.describe(), 0.0)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("default")
-            found = run(say)
-    finally:
-        say.done()
+    task, run = prepare(options, cache)
+    found = _told(options.quiet, task.describe(), run)
     record = found.record | {"command": _command(options)}
     found = dataclasses.replace(found, record=record)
     print(report.table(record))
@@ -231,6 +247,87 @@ def _compare(options: argparse.Namespace) -> int:
         print(f"note: {note}")
     print("wrote " + ", ".join(str(path) for path in written))
     return 0 if found.informative else NOT_INFORMATIVE
+
+
+def _audit(options: argparse.Namespace) -> int:
+    folder = options.run
+    if not (folder / "results.json").is_file():
+        raise ValueError(
+            f"--run {folder} holds no results.json. Give the --out folder of a finished "
+            "`jaxunlearn compare`."
+        )
+    _folder(folder)
+    cache = _prepared_jax(options)
+    from jaxunlearn import auditing, results
+    from jaxunlearn.audit import front
+
+    finished = results.read(folder / "results.json")
+    labels = None if options.methods is None else _labels(options.methods)
+    settings = auditing.Settings(
+        shadows=options.shadows,
+        steps=options.steps,
+        rows=options.rows,
+        permutations=options.permutations,
+    )
+    told = f"auditing {finished.record['task']['words']} of {finished.record['task']['source']}"
+    found = _told(
+        options.quiet,
+        told,
+        lambda say: auditing.audit_comparison(
+            finished, settings, methods=labels, data_dir=options.data_dir, cache=cache, say=say
+        ),
+    )
+    found |= {"command": f"jaxunlearn audit {shlex.join(_audit_words(options))}"}
+    print(front.audit_table(found))
+    written = auditing.write(found, finished, folder)
+    for note in found["notes"]:
+        print(f"note: {note}")
+    pages = [path for path in written if path.parent != folder]
+    shown = [str(path) for path in written if path.parent == folder]
+    shown += [f"{len(pages)} pages in {folder / 'pages'}"] if pages else []
+    print("wrote " + ", ".join(shown))
+    return 0 if found["status"] == "informative" else NOT_INFORMATIVE
+
+
+def _labels(text: str) -> list[str]:
+    from jaxunlearn import presets
+
+    return [each.label for each in presets.parse_methods(text)]
+
+
+def _audit_words(options: argparse.Namespace) -> list[str]:
+    """The options that change what is computed, as words of a command line."""
+    words = ["--run", str(options.run)]
+    words += [] if options.methods is None else ["--methods", options.methods]
+    for name in ("shadows", "steps", "rows", "permutations"):
+        words += [f"--{name}", str(getattr(options, name))]
+    return words
+
+
+def _prepared_jax(options: argparse.Namespace) -> Any:
+    """All cores, compiled programs on disk; returns the cache of trained ensembles, or None."""
+    import jax
+
+    from jaxunlearn.cache import Cache, default_root
+
+    root = options.cache_dir or default_root()
+    _use_all_cores(jax)
+    if not options.no_cache and not jax.config.jax_compilation_cache_dir:  # type: ignore
+        jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    return None if options.no_cache else Cache(root / "models")
+
+
+def _told(quiet: bool, first: str, run: Callable[[Any], Any]) -> Any:
+    """run(say), with progress on standard error and warnings shown."""
+    say = _Progress(sys.stderr, quiet)
+    say(first, 0.0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            return run(say)
+    finally:
+        say.done()
 
 
 _OF_CLASSIFIERS = ("model", "optimizer", "learning_rate", "batch_size", "epochs")

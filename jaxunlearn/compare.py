@@ -439,6 +439,9 @@ class Evaluator:
     def __call__(self, params: Params) -> dict[str, np.ndarray]:
         """{part: (M, n, C) float32}; models and rows are padded to blocks so that one program
         serves all."""
+        # To the host first: slices of an array that is spread over devices are programs of their
+        # own, with collectives that can wait for each other for ever on a CPU.
+        params = jax.device_get(params)
         count = jax.tree.leaves(params)[0].shape[0]
         blocks = [self._block(start, count) for start in range(0, count, _MODELS_AT_ONCE)]
         logits = np.concatenate([self._rows(_take(params, block)) for block in blocks])[:count]

@@ -41,6 +41,10 @@ class Model:
       train: (params, batch, key) -> ((n,) losses, params with updated statistics), training mode;
         None if training mode equals evaluation mode.
       statistics: whether params are `{"params": weights, "batch_stats": statistics}`.
+      hidden: (params, batch) -> (n, t, d), the activations of t tokens half-way through, evaluation
+        mode; None if the model does not say. A class token, where there is one, is the first.
+      resume: (params, hidden) -> outputs, the rest of the way; None if and only if `hidden` is.
+        resume(params, hidden(params, batch)) = outputs(params, batch).
 
     Example:
       >>> linear = Model(
@@ -58,6 +62,8 @@ class Model:
     init: Callable[[Key], Params] | None = None
     train: Callable[[Params, Batch, Key], tuple[Array, Params]] | None = None
     statistics: bool = False
+    hidden: Callable[[Params, Batch], Array] | None = None
+    resume: Callable[[Params, Array], Array] | None = None
 
 
 def split_statistics(model: Model, params: Params) -> tuple[Params, Params]:
@@ -89,7 +95,7 @@ def rebase(
     """
 
     def over(function: Callable | None) -> Callable | None:
-        return None if function is None else lambda q, batch: function(expand(q), batch)
+        return None if function is None else lambda q, inputs: function(expand(q), inputs)
 
     def train(q: Params, batch: Batch, key: Key) -> tuple[Array, Params]:
         assert model.train is not None
@@ -103,6 +109,8 @@ def rebase(
         features=over(model.features),
         init=None if init is None else lambda key: shrink(init(key)),
         train=None if model.train is None else train,
+        hidden=over(model.hidden),
+        resume=over(model.resume),
     )
 
 
@@ -118,9 +126,9 @@ def freeze_statistics(model: Model, statistics: Params) -> Model:
     return dataclasses.replace(frozen, train=None)
 
 
-def _is_method(module: type, name: str) -> bool:
-    """Whether the class has the method `name`: `linen.Dense(...).features` is a number, not one."""
-    return callable(getattr(module, name, None))
+def _is_method(module: type, *names: str) -> bool:
+    """Whether the class has these methods: `linen.Dense(...).features` is a number, not one."""
+    return all(callable(getattr(module, name, None)) for name in names)
 
 
 def from_nnx(module: Any, *, loss: Callable[[Array, Array], Array] = losses.cross_entropy) -> Model:
@@ -134,7 +142,8 @@ def from_nnx(module: Any, *, loss: Callable[[Array, Array], Array] = losses.cros
     Returns:
       A Model whose params are an `nnx.State` of `nnx.Param`; with statistics
       `{"params": that, "batch_stats": nnx.state(module, nnx.BatchStat)}`. If the module's class has
-      a method `features(x)`, `model.features` is it.
+      a method `features(x)`, `model.features` is it; if it has both `middle(x)` and `resume(h)`,
+      they are `model.hidden` and `model.resume`.
 
     Raises:
       TypeError: `module` is neither, or is a Linen module.
@@ -172,6 +181,7 @@ def from_nnx(module: Any, *, loss: Callable[[Array, Array], Array] = losses.cros
     )
     has_statistics = bool(jax.tree.leaves(statistics))
     has_randomness = bool(jax.tree.leaves(streams))
+    splits = _is_method(type(example), "middle", "resume")
 
     def collect(weights: Any, statistics: Any) -> Params:
         return {"params": weights, "batch_stats": statistics} if has_statistics else weights
@@ -188,6 +198,12 @@ def from_nnx(module: Any, *, loss: Callable[[Array, Array], Array] = losses.cros
 
     def features(params: Params, batch: Batch) -> Array:
         return rebuild(graph, params).features(batch["x"])
+
+    def hidden(params: Params, batch: Batch) -> Array:
+        return rebuild(graph, params).middle(batch["x"])
+
+    def resume(params: Params, hidden: Array) -> Array:
+        return rebuild(graph, params).resume(hidden)
 
     def init(key: Key) -> Params:
         assert build is not None
@@ -206,6 +222,8 @@ def from_nnx(module: Any, *, loss: Callable[[Array, Array], Array] = losses.cros
         init=None if build is None else init,
         train=train if has_statistics or has_randomness else None,
         statistics=has_statistics,
+        hidden=hidden if splits else None,
+        resume=resume if splits else None,
     )
 
 
@@ -240,8 +258,9 @@ def from_linen(
 
     Returns:
       A Model whose params are `variables["params"]` (or, with statistics, both collections). If the
-      module's class has a method `features(x)`, `model.features` is it; it is called without
-      `eval_kwargs`, so its defaults must be those of evaluation.
+      module's class has a method `features(x)`, `model.features` is it; if it has both `middle(x)`
+      and `resume(h)`, they are `model.hidden` and `model.resume`. These are called without
+      `eval_kwargs`, so their defaults must be those of evaluation.
 
     Raises:
       TypeError: `module` is no Linen module.
@@ -274,6 +293,7 @@ def from_linen(
             "Build a Model(...) by hand."
         )
     has_statistics = "batch_stats" in collections
+    splits = _is_method(type(module), "middle", "resume")
 
     def variables(params: Params) -> Any:
         return params if has_statistics else {"params": params}
@@ -283,6 +303,12 @@ def from_linen(
 
     def features(params: Params, batch: Batch) -> Any:
         return module.apply(variables(params), batch["x"], method="features")
+
+    def hidden(params: Params, batch: Batch) -> Any:
+        return module.apply(variables(params), batch["x"], method="middle")
+
+    def resume(params: Params, hidden: Array) -> Any:
+        return module.apply(variables(params), hidden, method="resume")
 
     def init(key: Key) -> Params:
         created = create(key, jnp.zeros(shape.shape, shape.dtype))
@@ -305,4 +331,6 @@ def from_linen(
         init=init,
         train=None if train_kwargs is None else train,
         statistics=has_statistics,
+        hidden=hidden if splits else None,
+        resume=resume if splits else None,
     )

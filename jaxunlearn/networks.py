@@ -1,9 +1,11 @@
 r"""The small networks that comparisons train, and the convolution that makes them quick on a CPU.
 
-Every network is a Flax NNX module with two functions of a batch of n examples,
+Every network is a Flax NNX module with four functions of a batch of n examples,
 
     features(x) -> (n, d)        what the last layer reads
     __call__(x) -> (n, C)        logits = head(features(x))
+    middle(x) -> (n, t, e)       activations of t tokens half-way up
+    resume(h) -> (n, C)          the rest of the way: resume(middle(x)) = __call__(x)
 
 and no hidden randomness: none has dropout, so with batch statistics frozen (`.eval()`) the logits
 are a function of the parameters and of `x` alone, and each row depends on its own example only.
@@ -15,6 +17,13 @@ are a function of the parameters and of `x` alone, and each row depends on its o
 | `resnet18`    | `ResNet18(norm="batch")`   | batch         | 11172810                           |
 | `resnet18_gn` | `ResNet18(norm="group")`   | group         | 11172810                           |
 | `vit`         | `SmallViT`, 4 blocks of 64 | layer         | 138890                             |
+
+| network    | half-way is after                    | tokens                   | class token      |
+|------------|--------------------------------------|--------------------------|------------------|
+| `MLP`      | the first hidden layer and its relu  | 1                        | none             |
+| `SmallCNN` | the last convolution and its relu    | its positions            | none             |
+| `ResNet18` | the second of the four stages        | positions, square images | none             |
+| `SmallViT` | block ceil(depth / 2)                | patches                  | `pool="cls"`: 1st |
 
 Sharp edge: in training mode batch normalisation couples the rows of a batch. Per-example losses
 and gradients then mean nothing, and rows of weight 0 enter the statistics. The group-normalised
@@ -55,6 +64,12 @@ def _flat(x: Array) -> Array:
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
+def _positions(h: Array) -> Array:
+    """(n, H W, d) from (n, H, W, d)."""
+    n, height, width, channels = h.shape
+    return h.reshape(n, height * width, channels)
+
+
 class MLP(nnx.Module):
     """Fully connected: h_0 = x flattened, h_{l+1} = relu(h_l W_l + b_l), logits = h_L W_L + b_L.
 
@@ -84,17 +99,33 @@ class MLP(nnx.Module):
         self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(sizes)])
         self.head = nnx.Linear(sizes[-1], num_classes, rngs=rngs)
 
-    def features(self, x: Array) -> Array:
-        """(n, hidden[-1]) from (n, ...): the last hidden layer after its relu."""
+    def _rise(self, h: Array, layers: slice) -> Array:
+        """Through some of the hidden layers."""
+        for layer in self.layers[layers]:
+            h = jax.nn.relu(layer(h))
+        return h
+
+    def _inputs(self, x: Array) -> Array:
+        """(n, in_features)"""
         h = _flat(x)
         if h.shape[1] != self.in_features:
             raise ValueError(
                 f"MLP expected {self.in_features} numbers an example, got {h.shape[1]} in an input "
                 f"of shape {x.shape}. The first axis counts examples; rebuild it for this input."
             )
-        for layer in self.layers:
-            h = jax.nn.relu(layer(h))
         return h
+
+    def middle(self, x: Array) -> Array:
+        """(n, 1, hidden[0]): the first hidden layer after its relu; the input if there is none."""
+        return self._rise(self._inputs(x), slice(1))[:, None]
+
+    def resume(self, h: Array) -> Array:
+        """(n, C) logits from what `middle` returned."""
+        return self.head(self._rise(h[:, 0], slice(1, None)))
+
+    def features(self, x: Array) -> Array:
+        """(n, hidden[-1]) from (n, ...): the last hidden layer after its relu."""
+        return self._rise(self._inputs(x), slice(None))
 
     def __call__(self, x: Array) -> Array:
         """(n, C) logits."""
@@ -145,12 +176,24 @@ class SmallCNN(nnx.Module):
         self.dense = nnx.Linear(height * width * sizes[-1], hidden, rngs=rngs)
         self.head = nnx.Linear(hidden, num_classes, rngs=rngs)
 
-    def features(self, x: Array) -> Array:
-        """(n, hidden) from (n, H, W, channels)."""
+    def _map(self, x: Array) -> Array:
+        """(n, H', W', channels[-1]): the last convolution after its relu."""
         h = _images(x, self.in_channels, self)
         for conv in self.convs:
             h = jax.nn.relu(conv(h))
-        return jax.nn.relu(self.dense(_flat(h)))
+        return h
+
+    def middle(self, x: Array) -> Array:
+        """(n, H' W', channels[-1]): positions of the last convolution, rows first, after relu."""
+        return _positions(self._map(x))
+
+    def resume(self, h: Array) -> Array:
+        """(n, C) logits from what `middle` returned."""
+        return self.head(jax.nn.relu(self.dense(_flat(h))))
+
+    def features(self, x: Array) -> Array:
+        """(n, hidden) from (n, H, W, channels)."""
+        return jax.nn.relu(self.dense(_flat(self._map(x))))
 
     def __call__(self, x: Array) -> Array:
         """(n, C) logits."""
@@ -257,13 +300,39 @@ class ResNet18(nnx.Module):
         self.blocks = nnx.List(blocks)
         self.head = nnx.Linear(fan_in, num_classes, rngs=rngs)
 
+    def _stages(self, x: Array, blocks: slice) -> Array:
+        """The stem and some of the blocks: (n, H, W, in_channels) -> (n, H', W', channels)."""
+        h = jax.nn.relu(self.stem_norm(self.stem(_images(x, self.in_channels, self))))
+        for block in self.blocks[blocks]:
+            h = block(h)
+        return h
+
+    def middle(self, x: Array) -> Array:
+        """(n, H W / 4, 2 * width): positions after the second stage, rows first; square images.
+
+        Raises:
+            ValueError: the image is not square. A number of positions does not tell its sides, and
+                `resume` has nothing else.
+        """
+        h = self._stages(x, slice(4))
+        if h.shape[1] != h.shape[2]:
+            raise ValueError(
+                f"ResNet18.middle expected square images, got {x.shape[1]} x {x.shape[2]} pixels. "
+                "Pad or crop them."
+            )
+        return _positions(h)
+
+    def resume(self, h: Array) -> Array:
+        """(n, C) logits from what `middle` returned."""
+        side = math.isqrt(h.shape[1])
+        h = h.reshape(h.shape[0], side, side, h.shape[2])
+        for block in self.blocks[4:]:
+            h = block(h)
+        return self.head(h.mean((1, 2)))
+
     def features(self, x: Array) -> Array:
         """(n, 8 * width) from (n, H, W, in_channels): the mean over pixels of the last stage."""
-        h = _images(x, self.in_channels, self)
-        h = jax.nn.relu(self.stem_norm(self.stem(h)))
-        for block in self.blocks:
-            h = block(h)
-        return h.mean((1, 2))
+        return self._stages(x, slice(None)).mean((1, 2))
 
     def __call__(self, x: Array) -> Array:
         """(n, C) logits."""
@@ -344,6 +413,11 @@ class SmallViT(nnx.Module):
         self.norm = nnx.LayerNorm(dim, rngs=rngs)
         self.head = nnx.Linear(dim, num_classes, rngs=rngs)
 
+    @property
+    def _half(self) -> int:
+        """How many blocks are half of them, the middle one included."""
+        return (len(self.blocks) + 1) // 2
+
     def _patches(self, x: Array) -> Array:
         """(n, tokens, patch^2 channels); in a patch rows first, then columns, then channels."""
         n, height, width, channels = x.shape
@@ -351,17 +425,34 @@ class SmallViT(nnx.Module):
         x = x.reshape(n, height // p, p, width // p, p, channels).swapaxes(2, 3)
         return x.reshape(n, (height // p) * (width // p), p * p * channels)
 
-    def features(self, x: Array) -> Array:
-        """(n, dim) from (n, H, W, channels)."""
+    def middle(self, x: Array) -> Array:
+        """(n, tokens, dim) after block ceil(depth / 2): the class token, if any, and the patches.
+
+        With mean pooling there is no class token: all tokens are patches.
+        """
         h = self.embed(self._patches(_images(x, self.in_channels, self)))
         if self.pool == "cls":
             cls = jnp.broadcast_to(self.cls[...], (h.shape[0], 1, h.shape[2]))
             h = jnp.concatenate([cls, h], axis=1)
         h = h + self.positions[...]
-        for block in self.blocks:
+        for block in self.blocks[: self._half]:
+            h = block(h)
+        return h
+
+    def _pooled(self, h: Array) -> Array:
+        """(n, dim) from what `middle` returned: the other blocks and the pooling."""
+        for block in self.blocks[self._half :]:
             h = block(h)
         h = self.norm(h)
         return h[:, 0] if self.pool == "cls" else h.mean(1)
+
+    def resume(self, h: Array) -> Array:
+        """(n, C) logits from what `middle` returned."""
+        return self.head(self._pooled(h))
+
+    def features(self, x: Array) -> Array:
+        """(n, dim) from (n, H, W, channels)."""
+        return self._pooled(self.middle(x))
 
     def __call__(self, x: Array) -> Array:
         """(n, C) logits."""
@@ -392,12 +483,22 @@ class LinenMLP(linen.Module):
         self.layers = [linen.Dense(width) for width in self.hidden]
         self.head = linen.Dense(self.num_classes)
 
-    def features(self, x: Array) -> Array:
-        """(n, hidden[-1]) from (n, ...)."""
-        h = _flat(x)
-        for layer in self.layers:
+    def _rise(self, h: Array, layers: slice) -> Array:
+        for layer in self.layers[layers]:
             h = jax.nn.relu(layer(h))
         return h
+
+    def middle(self, x: Array) -> Array:
+        """(n, 1, hidden[0]): the first hidden layer after its relu; the input if there is none."""
+        return self._rise(_flat(x), slice(1))[:, None]
+
+    def resume(self, h: Array) -> Array:
+        """(n, C) logits from what `middle` returned."""
+        return self.head(self._rise(h[:, 0], slice(1, None)))
+
+    def features(self, x: Array) -> Array:
+        """(n, hidden[-1]) from (n, ...)."""
+        return self._rise(_flat(x), slice(None))
 
     def __call__(self, x: Array) -> Array:
         """(n, C) logits."""

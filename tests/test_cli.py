@@ -387,7 +387,7 @@ def test_nothing_to_forget_is_no_failure(small, monkeypatch, tmp_path, capsys):
         (["compare", "--learning_rate=3"], "unknown option --learning_rate. Did you mean --learn"),
         (["compare", "--see", "3"], "unknown option --see. Did you mean --seed"),
         (["methods", "--quite"], "unknown option --quite. Did you mean --quiet"),
-        (["compar"], r"unknown command 'compar'. Did you mean compare\? There are: compare, meth"),
+        (["compar"], r"unknown command 'compar'. Did you mean compare\? There are: compare, audi"),
         (["method"], "unknown command 'method'. Did you mean methods"),
         ([], "the following arguments are required: command"),
         (["compare", "digits"], "'digits' is one word too many"),

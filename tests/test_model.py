@@ -159,6 +159,73 @@ def test_a_number_called_features_is_no_features_function():
     assert from_nnx(lambda rngs: nnx.Linear(3, 2, rngs=rngs)).features is None
 
 
+class Halves(nnx.Module):
+    def __init__(self, rngs):
+        self.hidden = nnx.Linear(3, 4, rngs=rngs)
+        self.norm = nnx.BatchNorm(4, momentum=MOMENTUM, epsilon=EPSILON, rngs=rngs)
+        self.head = nnx.Linear(4, 2, rngs=rngs)
+
+    def middle(self, x):
+        return self.norm(self.hidden(x))[:, None]
+
+    def resume(self, h):
+        return self.head(jax.nn.relu(h[:, 0]))
+
+    def __call__(self, x):
+        return self.resume(self.middle(x))
+
+
+class LinenHalves(linen.Module):
+    def setup(self):
+        self.hidden, self.head = linen.Dense(4), linen.Dense(2)
+
+    def middle(self, x):
+        return self.hidden(x)[:, None]
+
+    def resume(self, h):
+        return self.head(jax.nn.relu(h[:, 0]))
+
+    def __call__(self, x):
+        return self.resume(self.middle(x))
+
+
+class FirstHalf(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        return linen.Dense(2)(x)
+
+    def middle(self, x):
+        return x[:, None]
+
+
+@pytest.mark.parametrize(
+    "model", [from_nnx(Halves), from_linen(LinenHalves(), BATCH["x"][:1])], ids=["nnx", "linen"]
+)
+def test_a_model_resumed_from_its_hidden_activations_is_the_model(model):
+    params = model.init(KEY)
+    if model.statistics:
+        mean, var = jnp.arange(4.0), 1 + jnp.arange(4.0)
+        params = with_statistics(model, params, mean, var)
+    hidden = model.hidden(params, BATCH)
+    assert hidden.shape == (6, 1, 4)
+    expected = model.outputs(params, BATCH)
+    np.testing.assert_array_equal(model.resume(params, hidden), expected)
+    assert not np.allclose(model.resume(params, hidden + 1), expected)
+    smaller = rebase(model, lambda q: q[0], lambda p: (p,))
+    np.testing.assert_array_equal(smaller.hidden((params,), BATCH), hidden)
+    np.testing.assert_array_equal(smaller.resume((params,), hidden), expected)
+    weights, statistics = split_statistics(model, params)
+    frozen = freeze_statistics(model, statistics)
+    np.testing.assert_array_equal(frozen.resume(weights, frozen.hidden(weights, BATCH)), expected)
+
+
+def test_half_of_a_split_is_no_split():
+    for model in (from_linen(FirstHalf(), BATCH["x"]), from_nnx(Perceptron)):
+        assert model.hidden is model.resume is None
+        smaller = rebase(model, lambda q: q, lambda p: p)
+        assert smaller.hidden is smaller.resume is None
+
+
 def test_the_module_given_is_never_changed_and_has_no_init():
     module = Normalised(nnx.Rngs(0))
     before = jax.tree.map(np.array, nnx.state(module))

@@ -261,6 +261,37 @@ def test_logits_are_the_head_of_the_features(name, tolerance):
     np.testing.assert_allclose(logits, expected, **tolerance(np.float32, scale))
 
 
+TOKENS = {
+    "mlp": (1, 6),
+    "cnn": (16, 3),
+    "resnet18": (16, 4),
+    "resnet18_gn": (16, 4),
+    "vit": (4, 8),
+    "vit_cls": (5, 8),
+}
+
+
+@every_network
+def test_resuming_from_half_way_up_gives_the_logits(name, tolerance):
+    network = nnx.clone(abstract(name))
+    network.eval()
+    graph, _ = nnx.split(network)
+    apply, state = compiled(name)
+
+    @jax.jit
+    def halves(state, x):
+        network = nnx.merge(graph, state)
+        h = network.middle(x)
+        return h, network.resume(h), network.resume(h[::-1])
+
+    h, logits, reversed_logits = halves(state, IMAGES)
+    expected = apply(state, IMAGES)[1]
+    assert h.shape == (6, *TOKENS[name])
+    scale = 10 * float(np.abs(expected).max())
+    np.testing.assert_allclose(logits, expected, **tolerance(np.float32, scale))
+    np.testing.assert_allclose(reversed_logits[::-1], expected, **tolerance(np.float32, scale))
+
+
 @every_network
 def test_each_row_depends_on_its_own_example_only(name, tolerance):
     apply, state = compiled(name)
@@ -398,6 +429,8 @@ def test_an_mlp_without_hidden_layers_is_a_linear_classifier(tolerance):
     np.testing.assert_array_equal(network.features(IMAGES), flat)
     expected = flat @ network.head.kernel[...] + network.head.bias[...][None]
     np.testing.assert_allclose(network(IMAGES), expected, **tolerance(flat.dtype))
+    np.testing.assert_array_equal(network.middle(IMAGES), flat[:, None])
+    np.testing.assert_array_equal(network.resume(network.middle(IMAGES)), network(IMAGES))
 
 
 def test_the_linen_twin_is_the_same_function_given_the_same_weights():
@@ -411,6 +444,10 @@ def test_the_linen_twin_is_the_same_function_given_the_same_weights():
     features = twin.apply({"params": params}, IMAGES, method="features")
     np.testing.assert_array_equal(features, network.features(IMAGES))
     assert twin.apply({"params": params}, IMAGES[:0]).shape == (0, 3)
+    middle = twin.apply({"params": params}, IMAGES, method="middle")
+    np.testing.assert_array_equal(middle, network.middle(IMAGES))
+    resumed = twin.apply({"params": params}, middle, method="resume")
+    np.testing.assert_array_equal(resumed, network(IMAGES))
 
 
 def conv(x, kernel, stride=1, padding=1):
@@ -567,6 +604,34 @@ def test_every_name_builds_a_network_for_images_of_any_size(name, shape):
 
 def test_a_flat_input_gets_an_mlp():
     assert build("mlp", (64,), 10)(nnx.Rngs(0))(jnp.ones((2, 64))).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("depth", "pool", "tokens", "after"),
+    [(0, "mean", 4, 0), (1, "cls", 5, 1), (2, "mean", 4, 1), (3, "cls", 5, 2), (4, "mean", 4, 2)],
+)
+def test_the_tokens_of_the_vision_transformer_come_after_its_middle_block(
+    monkeypatch, depth, pool, tokens, after
+):
+    network = nnx.eval_shape(
+        lambda: SmallViT((8, 8, 1), 3, dim=8, depth=depth, num_heads=2, pool=pool, rngs=nnx.Rngs(0))
+    )
+    ran = []
+    monkeypatch.setattr(
+        networks._TransformerBlock, "__call__", lambda self, h: ran.append(self) or h
+    )
+    h = nnx.eval_shape(lambda net, x: net.middle(x), network, IMAGES)
+    assert h.shape == (6, tokens, 8) and len(ran) == after
+    nnx.eval_shape(lambda net, h: net.resume(h), network, h)
+    assert len(ran) == depth
+
+
+def test_the_resnet_splits_square_images_only():
+    middle = nnx.eval_shape(lambda net, x: net.middle(x), abstract("resnet18_gn"), IMAGES)
+    assert middle.shape == (6, 16, 4)
+    for shape in ((2, 8, 6), (2, 4, 16)):  # 64 positions might be 8 x 8
+        with pytest.raises(ValueError, match=f"square images, got {shape[1]} x {shape[2]} pixels"):
+            nnx.eval_shape(lambda net, x: net.middle(x), abstract("resnet18_gn"), jnp.ones(shape))
 
 
 @pytest.mark.parametrize(("side", "patch"), [(3, 1), (8, 2), (9, 1), (28, 4), (32, 4), (12, 3)])

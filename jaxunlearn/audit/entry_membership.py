@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .membership import auc, tpr_at_fpr
+from .roc import auc, tpr_at_fpr
 
 ENTRY_SCORES = ("change", "size", "residual", "alone", "misfit")
 _NEEDS_RATINGS = ("residual", "misfit")
@@ -102,4 +102,5 @@ def entry_attack(members: ArrayLike, others: ArrayLike) -> EntryAttack | None:
     members, others = np.asarray(members, np.float64), np.asarray(others, np.float64)
     if members.shape[-1] == 0 or others.shape[-1] == 0:
         return None
-    return EntryAttack(auc(members, others), tpr_at_fpr(members, others, fpr=FPR))
+    resolved = FPR if others.shape[-1] * FPR >= 1 else 0.0
+    return EntryAttack(auc(members, others), tpr_at_fpr(members, others, fpr=resolved))

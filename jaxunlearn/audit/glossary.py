@@ -2,8 +2,9 @@
 
 `VERDICTS` has an entry for every `verdict.Verdict`, `METRICS` one for every classical metric that a
 report tabulates (title, one sentence), `RATING_METRICS` the same for recommenders and
-`REGRESSION_METRICS` what regressions have besides errors and explained variance. The definitions
-are in the modules that compute them.
+`REGRESSION_METRICS` what regressions have besides errors and explained variance. `LIGHTS` says what
+may be concluded from an audit, `FAMILIES` what a family of audits asks, `DIRECTIONS` which way
+models lie. The definitions are in the modules that compute them.
 """
 
 from .verdict import Verdict
@@ -127,4 +128,42 @@ REGRESSION_METRICS: dict[str, tuple[str, str]] = {
         "Between the histograms of predictions, in the unit of the target, averaged over the "
         "oracles: whether the right numbers are predicted, for whichever example. Lower is nearer.",
     ),
+}
+
+LIGHTS: dict[str, tuple[str, str]] = {
+    "pass": (
+        "supported",
+        "No audit could tell the method's models from models that never saw the data.",
+    ),
+    "caution": (
+        "doubtful",
+        "The models differ from such models, though not by what was to be forgotten.",
+    ),
+    "fail": (
+        "not supported",
+        "Traces of what was to be forgotten were found, or the model was destroyed.",
+    ),
+    "unknown": ("not known", "There is no finding: nothing was shown in either direction."),
+}
+
+FAMILIES: dict[str, tuple[str, str]] = {
+    "behaviour": ("Behaviour", "Does it answer like a model that never saw the data?"),
+    "membership": (
+        "Membership",
+        "Can somebody who looks at the answers tell which examples were once in training?",
+    ),
+    "durability": (
+        "Durability",
+        "Does it stay forgotten when the model is trained a little further, cut or compressed?",
+    ),
+    "representation": (
+        "Representation",
+        "Are traces left inside the model, behind answers that look right?",
+    ),
+}
+
+DIRECTIONS: dict[str, str] = {
+    "towards the original": "The models lie on the side of the original: something was kept.",
+    "away from it": "They lie beyond retraining, on the far side from the original.",
+    "aside": "They differ, but neither towards the original nor away from it.",
 }

@@ -8,9 +8,23 @@ another run of the same pipeline would have given. A resample of n models is sto
 (counts / n), because every statistic of this package is a polynomial in those weights; a thousand
 resamples are then one matrix product.
 
-Source: B. Efron (1979), "Bootstrap methods: another look at the jackknife", Annals of Statistics 7.
-The plain percentile interval is used: it needs no standard error and respects the range of the
-statistic. With fewer than about ten models it is too narrow, as every bootstrap is.
+The plain percentile interval is the default: it needs no standard error and respects the range of
+the statistic. With few models it is too narrow, as every bootstrap of n things that stands in for
+n - 1 degrees of freedom is. How often the interval of a mean, at 95 %, holds the true mean
+(simulated, 4000 times each; first normal models, then exponential ones):
+
+| how         | n = 8         | 16            | 32            | 64            |
+|-------------|---------------|---------------|---------------|---------------|
+| percentile  | 88 %, 85 %    | 92 %, 89 %    | 94 %, 91 %    | 95 %, 94 %    |
+| expanded    | 94 %, 90 %    | 95 %, 92 %    | 95 %, 93 %    | 95 %, 94 %    |
+| student     | 95 %, 89 %    | 95 %, 91 %    | 95 %, 93 %    | 95 %, 94 %    |
+| studentised | 95 %, 94 %    | 95 %, 95 %    | 95 %, 94 %    | 95 %, 95 %    |
+
+So `how="expanded"` is the one to ask for with fewer than about thirty models; "studentised" where
+models are skewed (a few that fail) and width is no matter: at 8 models it is half as wide again.
+
+Sources: B. Efron (1979), "Bootstrap methods: another look at the jackknife", Annals of Statistics
+7; expanded and studentised (bootstrap t), T. C. Hesterberg (2015), arXiv:1411.5279.
 """
 
 from collections.abc import Sequence
@@ -18,6 +32,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import norm, t
+
+# how -> fewest models that it takes
+HOWS = {"percentile": 1, "expanded": 4, "student": 2, "studentised": 4}
 
 # what seeds a NumPy generator: a number, several numbers, or a generator (then consumed)
 Seed = int | Sequence[int] | np.random.Generator
@@ -90,33 +108,52 @@ def mean_interval(
     rng: np.random.Generator,
     level: float = 0.95,
     resamples: int = 1000,
+    how: str = "percentile",
 ) -> Interval | None:
-    """Mean over models with its bootstrap percentile interval.
+    """Mean over models with an interval; `how` is compared in the table of the module.
+
+        percentile    quantiles of the resampled means at (1 - level) / 2
+        expanded      the same at Phi( sqrt(n / (n - 1)) t_{(1 - level) / 2, n - 1} )
+        student       mean +- t_{n - 1} s / sqrt(n); may leave the range of the statistic
+        studentised   mean - quantiles of (mean* - mean) / s* times s
 
     Args:
         values: (M,) one number per model. Non-finite entries mean "undefined for this model" and
             are left out; `count` of the result says how many remained.
         rng: a NumPy generator, given explicitly; the same state gives the same interval.
         level: coverage in (0, 1).
-        resamples: number of resamples B.
+        resamples: number of resamples B (none are drawn for "student").
+        how: "percentile", "expanded", "student" or "studentised".
 
     Returns:
         `Interval`, or None when no value is finite (undefined is never 0).
 
-    | values            | result                                |
-    |-------------------|---------------------------------------|
-    | empty, all NaN    | None                                  |
-    | one model         | low = value = high                    |
-    | some NaN          | interval of the others, smaller count |
+    Raises:
+        ValueError: values that are not (M,), an unknown `how`, a level out of range.
+
+    | values            | result                                                        |
+    |-------------------|---------------------------------------------------------------|
+    | empty, all NaN    | None                                                          |
+    | one model         | "percentile": low = value = high                              |
+    | too few to spread | NaN ends: 1 for "student", up to 3 for the two others         |
+    | all equal         | low = value = high                                            |
+    | some NaN          | interval of the others, smaller count                         |
 
     Cost: one (B, M) matrix of weights.
+
+    Source: arXiv:1411.5279.
 
     Example:
         >>> import numpy as np
         >>> mean_interval([1.0, 1.0, 1.0], rng=np.random.default_rng(0))
         Interval(value=1.0, low=1.0, high=1.0, count=3)
+        >>> wide = mean_interval([0.0, 2.0], rng=np.random.default_rng(0), how="student", level=0.5)
+        >>> round(wide.low, 9) + 0.0, round(wide.high, 9)
+        (0.0, 2.0)
     """
     _check_level(level)
+    if how not in HOWS:
+        raise ValueError(f"mean_interval: how must be one of {tuple(HOWS)}, got {how!r}.")
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1:
         raise ValueError(
@@ -124,10 +161,33 @@ def mean_interval(
             "Average over examples first."
         )
     values = values[np.isfinite(values)]
-    if values.size == 0:
+    n, mean = values.size, float(values.mean()) if values.size else 0.0
+    if n == 0:
         return None
-    replicates = bootstrap_weights(rng, values.size, resamples) @ values
-    return percentile_interval(float(values.mean()), replicates, count=values.size, level=level)
+    if how == "percentile":
+        replicates = bootstrap_weights(rng, n, resamples) @ values
+        return percentile_interval(mean, replicates, count=n, level=level)
+    if n < HOWS[how]:
+        return Interval(mean, float("nan"), float("nan"), n)
+    if np.ptp(values) == 0:
+        return Interval(mean, mean, mean, n)
+    quantile = t.ppf((1 - level) / 2, n - 1)
+    if how == "student":
+        half = -quantile * values.std(ddof=1) / np.sqrt(n)
+        return Interval(mean, float(mean - half), float(mean + half), n)
+    weights = bootstrap_weights(rng, n, resamples)
+    replicates = weights @ values
+    if how == "expanded":
+        tail = norm.cdf(np.sqrt(n / (n - 1)) * quantile)
+        low, high = np.quantile(replicates, [tail, 1 - tail])
+        return Interval(mean, float(low), float(high), n)
+    centred = values - mean
+    variance = weights @ centred**2 - (replicates - mean) ** 2
+    usable = variance > 1e-12 * centred.var()  # a resample of one model only has no spread
+    ratios = (replicates[usable] - mean) / np.sqrt(variance[usable])
+    turned = percentile_interval(0.0, -ratios, count=n, level=level)
+    spread = values.std()
+    return Interval(mean, mean + spread * turned.low, mean + spread * turned.high, n)
 
 
 def _check_level(level: float) -> None:

@@ -31,29 +31,22 @@ sits at the clip scores 0 or NaN; 2. unequal numbers of models are allowed (each
 | NaN                                       | ValueError: leave non-finite models out       |
 | fewer than 2 models on a side             | TooFew                                        |
 | no example                                | None                                          |
+| any `chunk`                               | the same bits                                 |
 """
-
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .agreement import halves
-from .errors import TooFew
 from .intervals import Seed
+from .margin_pairs import ExampleSummary, as_margins, as_pair, over_examples, pair_blocks
 
 BINS = 20
-CLIP = 100.0
 EPS = 1e-5
 KLOM_CEILING = float(np.log1p(1 / EPS))  # 11.51 nats
 DIRECTIONS = ("oracle||method", "method||oracle")
 
-
-class KlomSummary(NamedTuple):
-    """KLoM over the examples of a part."""
-
-    mean: float  # nats
-    quantile95: float  # nats: the worst twentieth of the examples begins here
+KlomSummary = ExampleSummary  # in nats
 
 
 def klom(
@@ -61,6 +54,7 @@ def klom(
     method_margins: ArrayLike,
     *,
     direction: str = "oracle||method",
+    chunk: int | None = None,
 ) -> np.ndarray | None:
     """Histogram KL divergence of margins, per example.
 
@@ -69,6 +63,7 @@ def klom(
         method_margins: (M, n) margins of M >= 2 models of the method, the same examples.
         direction: "oracle||method" for KL(oracle || method), the published numbers, or
             "method||oracle" for KL(method || oracle).
+        chunk: examples handled at once; None keeps a block near 16 MiB.
 
     Returns:
         (n,) float64 nats in [0, KLOM_CEILING], or None for n = 0.
@@ -76,7 +71,7 @@ def klom(
     Raises:
         TooFew, ValueError: see the table of the module; unknown direction; unequal examples.
 
-    Cost: O((N + M) n); memory 20 n counts a side.
+    Cost: O((N + M) n); memory that of a block, 20 counts a side for each of its examples.
 
     Example:
         >>> import numpy as np
@@ -85,51 +80,42 @@ def klom(
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"klom: direction must be one of {DIRECTIONS}, got {direction!r}.")
-    oracle = _as_margins(oracle_margins, "oracle_margins")
-    method = _as_margins(method_margins, "method_margins")
-    if oracle.shape[1] != method.shape[1]:
-        raise ValueError(
-            "klom: expected the same examples on both sides, got "
-            f"{oracle.shape[1]} and {method.shape[1]}."
-        )
+    oracle, method = as_pair(oracle_margins, method_margins, "klom")
     if oracle.shape[1] == 0:
         return None
-    low = np.minimum(oracle.min(axis=0), method.min(axis=0))
-    high = np.maximum(oracle.max(axis=0), method.max(axis=0))
-    width = np.where(high > low, high - low, 1.0)
-    p, q = _histogram(oracle, low, width), _histogram(method, low, width)
-    return _divergence(p, q) if direction == DIRECTIONS[0] else _divergence(q, p)
+    blocks = pair_blocks(oracle, method, "klom", chunk=chunk)
+    return np.concatenate([_klom_of_block(o, m, direction) for o, m in blocks])
 
 
 def klom_summary(values: ArrayLike | None) -> KlomSummary | None:
-    """Mean and 95th percentile over the examples, as published; None stays None.
+    """Mean and 95th percentile over the examples, as published, and the worst; None stays None.
 
     Example:
-        >>> klom_summary([0.0, 1.0])
-        KlomSummary(mean=0.5, quantile95=0.95)
+        >>> klom_summary([0.0, 1.0]).quantile95
+        0.95
     """
-    if values is None or np.size(values) == 0:
-        return None
-    values = np.asarray(values, dtype=np.float64)
-    return KlomSummary(float(values.mean()), float(np.quantile(values, 0.95)))
+    return over_examples(values)
 
 
-def klom_floor(oracle_margins: ArrayLike) -> np.ndarray | None:
+def klom_floor(
+    oracle_margins: ArrayLike, *, direction: str = "oracle||method", chunk: int | None = None
+) -> np.ndarray | None:
     """KLoM between two disjoint halves of the oracles, per example.
 
     The halves have half the models, and the bias grows as models get fewer: the floor is on the
     high side for a method compared with all N. `klom_null` gives the bias at the exact sizes.
 
     Args:
-        oracle_margins: (N, n), N >= 4.
+        oracle_margins: (N, n), N >= 4; the first N // 2 stand in for the method.
+        direction, chunk: as `klom`.
 
     Example:
         >>> import numpy as np
         >>> klom_floor(np.ones((4, 2)))
         array([0., 0.])
     """
-    first, second = halves(_as_margins(oracle_margins, "oracle_margins"))
-    return klom(second, first)
+    first, second = halves(as_margins(oracle_margins, "oracle_margins", "klom_floor", least=4))
+    return klom(second, first, direction=direction, chunk=chunk)
 
 
 def klom_null(
@@ -162,25 +148,23 @@ def klom_null(
     return summary
 
 
-def _as_margins(margins: ArrayLike, name: str) -> np.ndarray:
-    values = np.asarray(margins, dtype=np.float64)
-    if values.ndim != 2:
-        raise ValueError(f"klom: expected {name} of shape (models, n), got {values.shape}.")
-    if values.shape[0] < 2:
-        raise TooFew(f"klom: {name} holds {values.shape[0]} model(s), needs at least 2.")
-    if np.isnan(values).any():
-        models = np.flatnonzero(np.isnan(values).any(axis=1)).tolist()
-        raise ValueError(f"klom: {name} is NaN for models {models}. Leave non-finite models out.")
-    return np.clip(values, -CLIP, CLIP)
+def _klom_of_block(oracle: np.ndarray, method: np.ndarray, direction: str) -> np.ndarray:
+    """(c, N) and (c, M) clipped margins -> (c,) nats."""
+    low = np.minimum(oracle.min(axis=1), method.min(axis=1))
+    high = np.maximum(oracle.max(axis=1), method.max(axis=1))
+    width = np.where(high > low, high - low, 1.0)
+    p, q = _histogram(oracle, low, width), _histogram(method, low, width)
+    return _divergence(p, q) if direction == DIRECTIONS[0] else _divergence(q, p)
 
 
 def _histogram(values: np.ndarray, low: np.ndarray, width: np.ndarray) -> np.ndarray:
-    """(models, n) -> (n, BINS) frequencies; the last bin contains its right edge."""
-    bins = np.minimum(((values - low) / width * BINS).astype(np.int64), BINS - 1)
-    n = values.shape[1]
-    flat = bins + BINS * np.arange(n)[None, :]
-    counts = np.bincount(flat.ravel(), minlength=n * BINS)
-    return counts.reshape(n, BINS) / values.shape[0]
+    """(c, models) -> (c, BINS) frequencies; the last bin contains its right edge."""
+    place = (values - low[:, None]) / width[:, None] * BINS
+    bins = np.minimum(place.astype(np.int64), BINS - 1)
+    c = len(values)
+    flat = bins + BINS * np.arange(c)[:, None]
+    counts = np.bincount(flat.ravel(), minlength=c * BINS)
+    return counts.reshape(c, BINS) / values.shape[1]
 
 
 def _divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:

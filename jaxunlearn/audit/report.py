@@ -1,6 +1,7 @@
 """The report of a comparison: one page that reads without network, one picture, one text table.
 
     html(record)        the page: finding, what was asked, table, pictures, metrics, glossary
+    html(record, audit) the same, behind the front page of an audit of that comparison
     png(record, path)   the picture for a README
     table(record)       the text for a terminal
 
@@ -14,6 +15,8 @@ that comes from data is escaped.
 | nothing to forget     | accuracies; distances, verdict pictures and curves are left out       |
 | not informative       | the reason, large; what was asked; no score of any kind               |
 
+With an audit, links lead to the pages of its rows (`pages`), which lie in a folder beside the page.
+
 An undefined number is the word "undefined", never 0.
 """
 
@@ -24,6 +27,8 @@ from html import escape
 from typing import Any
 
 from . import frontier, pictures
+from .badges import CSS as AUDIT_CSS
+from .front import front
 from .glossary import METRICS, RATING_METRICS, REGRESSION_METRICS, VERDICTS
 from .markup import CSS, framed, grid, spread, stacked
 from .pictures import png as png
@@ -41,17 +46,30 @@ from .tables import table as table
 from .views import attacks, column, whole
 
 
-def html(record: Mapping[str, Any]) -> str:
+def html(record: Mapping[str, Any], audit: Mapping[str, Any] | None = None) -> str:
     """The page of a comparison.
 
     Args:
         record: the record of a comparison, as in `results.json`.
+        audit: the record of an audit of it, as in `audit.json`; its front page then stands first.
 
     Returns:
-        A complete HTML document; the same text for the same record.
+        A complete HTML document; the same text for the same records.
+
+    Raises:
+        ValueError: the audit is of another request, or no audit (`reading.checked`).
 
     Cost: a second or two, for the pictures.
     """
+    if audit is not None:
+        asked, audited = (
+            (part["task"]["name"], part["task"]["source"]) for part in (record, audit)
+        )
+        if asked != audited:
+            raise ValueError(
+                f"html: the comparison is of {asked[0]!r} of {asked[1]!r}, the audit of "
+                f"{audited[0]!r} of {audited[1]!r}. Audit this one: jaxunlearn audit --run DIR."
+            )
     title = f"{record['task']['words']} of {record['task']['source']}"
     body = [
         f'<p class="kicker">jaxunlearn compare: {escape(title)}</p>',
@@ -65,10 +83,19 @@ def html(record: Mapping[str, Any]) -> str:
     else:
         body += [_asked(record), _notes(record), _found(record), _pictures(record)]
         body += [_membership(record), _metrics(record), _glossary(record), _reproduce(record)]
+    if audit is None:
+        return document(title, body)
+    body = [front(audit), '<div class="part" id="comparison">', *body, "</div>"]
+    return document(title, body, audited=True)
+
+
+def document(title: str, body: Iterable[str], audited: bool = False) -> str:
+    """A complete HTML document; the style of audits is inside where it is `audited`."""
+    style = CSS + AUDIT_CSS if audited else CSS
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{CSS}</style></head>\n<body>\n"
+        f"<title>{escape(title)}</title><style>{style}</style></head>\n<body>\n"
         + "\n".join(text for text in body if text)
         + "\n</body></html>\n"
     )
@@ -169,26 +196,27 @@ def _pictures(record: Mapping[str, Any]) -> str:
             "Energy between a row and the oracles in recipe floors; the dashed line is one floor.",
         ),
     )
-    return "".join(_figure(svg, title, kind, words) for title, svg, kind, words in texts)
+    return "".join(figure(svg, title, kind, words) for title, svg, kind, words in texts)
 
 
 def _listed(names: list[str]) -> str:
     return ", ".join(names) or "another"
 
 
-def _figure(svg: str | None, title: str, kind: str, words: str) -> str:
+def figure(svg: str | None, title: str, kind: str, words: str, level: int = 2) -> str:
+    """A picture under its title, with words below; nothing where there is no picture."""
     if svg is None:
         return ""
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
     return (
-        f'<h2>{escape(title)}</h2><figure><div class="scroll {kind}">{svg}</div>'
+        f'<h{level}>{escape(title)}</h{level}><figure><div class="scroll {kind}">{svg}</div>'
         f"<figcaption>{escape(words)}</figcaption></figure>"
     )
 
 
 def _membership(record: Mapping[str, Any]) -> str:
     view = attacks(record)
-    picture = _figure(pictures.curves(record), "Can membership be inferred?", "", view.words)
+    picture = figure(pictures.curves(record), "Can membership be inferred?", "", view.words)
     found = [(row["label"], row["membership"]) for row in record["rows"] if row["membership"]]
     if not found:
         return picture

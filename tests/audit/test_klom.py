@@ -106,12 +106,41 @@ def test_the_floor_compares_two_halves_of_the_oracles(ensembles):
     assert 0 < summary.mean < summary.quantile95
 
 
+def test_the_floor_has_the_direction_that_is_asked_for(ensembles):
+    oracle = ensembles[0]
+    reverse = klom_floor(oracle, direction="method||oracle")
+    np.testing.assert_array_equal(reverse, klom(oracle[:20], oracle[20:]))
+    assert (reverse != klom_floor(oracle)).any()
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_any_chunk_gives_the_same_bits(ensembles, chunk):
+    oracle, method = (side.astype(np.float32) for side in ensembles)
+    for direction in ("oracle||method", "method||oracle"):
+        whole, parts = (klom(oracle, method, direction=direction, chunk=c) for c in (None, chunk))
+        np.testing.assert_array_equal(whole, parts)
+    np.testing.assert_array_equal(klom_floor(oracle, chunk=chunk), klom_floor(oracle))
+
+
+def test_the_order_of_the_models_does_not_count_and_that_of_the_examples_does(ensembles):
+    oracle, method = ensembles
+    np.testing.assert_array_equal(klom(oracle[::-1], method[::-1]), klom(oracle, method))
+    assert (klom(oracle, method[:, ::-1]) != klom(oracle, method)).any()
+    assert (klom(oracle[:-1], method) != klom(oracle, method)).any()  # one seed fewer
+
+
+def test_the_summary_is_mean_percentile_and_worst(ensembles):
+    values = klom(*ensembles)
+    summary = klom_summary(values)
+    assert summary == (values.mean(), np.quantile(values, 0.95), values.max())
+
+
 def test_nothing_is_undefined_and_bad_ensembles_are_refused(ensembles):
     oracle, method = ensembles
     assert klom(oracle[:, :0], method[:, :0]) is None and klom_summary(None) is None
     with pytest.raises(TooFew, match=r"method_margins holds 1 model\(s\), needs at least 2"):
         klom(oracle, method[:1])
-    with pytest.raises(TooFew, match=r"holds 1 model\(s\)"):
+    with pytest.raises(TooFew, match=r"klom_floor: .* holds 3 model\(s\), needs at least 4"):
         klom_floor(oracle[:3])
     with pytest.raises(ValueError, match="same examples on both sides, got 30 and 29"):
         klom(oracle, method[:, :29])
@@ -123,5 +152,7 @@ def test_nothing_is_undefined_and_bad_ensembles_are_refused(ensembles):
     broken[7, 2] = np.nan
     with pytest.raises(ValueError, match=r"oracle_margins is NaN for models \[7\]"):
         klom(broken, method)
+    with pytest.raises(ValueError, match="klom: expected chunk >= 1 examples, or None, got 0"):
+        klom(oracle, method, chunk=0)
     with pytest.raises(ValueError, match="examples >= 1, got 0"):
         klom_null(5, 5, examples=0, seed=0)

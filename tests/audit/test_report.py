@@ -11,16 +11,17 @@ import re
 import struct
 import xml.etree.ElementTree as ElementTree
 from html import unescape
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
-from jaxunlearn.audit import pictures, report, tables
+from jaxunlearn.audit import pictures, reading, report, tables
 from jaxunlearn.audit.drawing import folded
 from jaxunlearn.audit.glossary import METRICS, VERDICTS
 from jaxunlearn.audit.labels import Point, place_labels
 from jaxunlearn.audit.verdict import Verdict
+from tests.audit import audit_records
+from tests.audit.page_reader import Page
 
 PARTS = {
     "forget": "training examples to forget",
@@ -226,40 +227,6 @@ def nothing_to_forget():
     return record
 
 
-class Page(HTMLParser):
-    """The text of a page, its tags and attributes, and whether every element is closed."""
-
-    VOID = {"meta", "br", "img", "link", "input", "hr"}
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.attributes, self.words, self.open, self.ids = set(), [], [], [], []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.attributes += attrs
-        self.ids += [value for name, value in attrs if name == "id"]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if not self.open or self.open[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self):
-        return re.sub(r"\s+", " ", " ".join(self.words))
-
-
 @pytest.fixture(scope="module")
 def record():
     return plausible(methods=14, undefined=3)
@@ -434,6 +401,32 @@ def test_attacks_that_are_undefined_give_their_reason():
     for each in record["rows"]:
         each["membership"] = {"undefined": "attack: 3 members, expected at least 5."}
     assert "attack: 3 members, expected at least 5." in Page(report.html(record)).text
+
+
+# -------------------------------------------------------------------------------- behind an audit
+
+
+def test_without_an_audit_there_is_no_trace_of_one(page):
+    assert "<a " not in page and "svg.mark" not in page and "audit" not in Page(page).text
+
+
+def test_the_front_page_of_an_audit_stands_first_and_the_comparison_behind_it():
+    record, audit = nothing_to_forget(), audit_records.plausible()
+    made, alone = report.html(record, audit), report.html(record)
+    read = Page(made)
+    assert read.open == [] and len(read.ids) == len(set(read.ids))
+    assert read.text.index(reading.headline(audit)) < read.text.index(record["headline"])
+    comparison = alone[alone.index("<body>") + 6 : alone.index("</body>")].strip()
+    assert comparison in made  # unchanged
+    links = re.findall(r'<a href="#(\w+)"', made)
+    assert len(links) == 5 and set(links) <= set(read.ids)
+
+
+def test_an_audit_of_another_request_is_refused(record):
+    audit = audit_records.plausible()
+    audit["task"]["name"] = "class:4"
+    with pytest.raises(ValueError, match="of 'class:3' of 'digits', the audit of 'class:4'"):
+        report.html(record, audit)
 
 
 # -------------------------------------------------------------------------------------- the table

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import compare, controls, data, presets
+from jaxunlearn import compare, data, planted, presets
 
 RECIPE = presets.Recipe(epochs=1, batch_size=256)
 
@@ -22,7 +22,7 @@ def made(source):
     originals = jax.vmap(network.init)(jax.random.split(jax.random.key(0), 2))
     said = []
     groups = list(
-        controls.controls(network, task, RECIPE, originals, seeds=2, seed=0, progress=said.append)
+        planted.planted(network, task, RECIPE, originals, seeds=2, seed=0, progress=said.append)
     )
     return task, network, originals, groups, said
 
@@ -48,7 +48,7 @@ def test_the_mask_changes_one_logit_and_no_feature(made):
     assert (after.argmax(-1) != 3).all()
     kept = np.delete(np.arange(10), 3)
     np.testing.assert_array_equal(before[..., kept], after[..., kept])
-    np.testing.assert_allclose(after[..., 3] - before[..., 3], controls.MASK, rtol=1e-6)
+    np.testing.assert_allclose(after[..., 3] - before[..., 3], planted.MASK, rtol=1e-6)
     features = jax.vmap(network.features, in_axes=(0, None))
     np.testing.assert_array_equal(features(originals, batch), features(groups[0].params, batch))
 
@@ -57,12 +57,12 @@ def test_the_contaminated_oracle_is_trained_on_half_of_the_forget_rows(made, mon
     task, network, originals, _, _ = made
     seen = {}
     monkeypatch.setattr(
-        controls,
+        planted,
         "train_rows",
         lambda network, task, rows, recipe, name, count, *rest: (seen.update(rows=rows), None),
     )
-    monkeypatch.setattr(controls, "train_group", lambda *a: (None, None))
-    list(controls.controls(network, task, RECIPE, originals, seeds=2, seed=0))
+    monkeypatch.setattr(planted, "train_group", lambda *a: (None, None))
+    list(planted.planted(network, task, RECIPE, originals, seeds=2, seed=0))
     forget, retain = task.train_parts["forget"], task.train_parts["retain"]
     assert np.isin(retain, seen["rows"]).all()
     assert np.isin(seen["rows"], forget).sum() == forget.size // 2
@@ -87,12 +87,12 @@ def test_rows_are_trained_as_the_part_that_holds_them_is(source):
 
 def test_a_request_of_rows_has_no_class_to_mask(source):
     task = data.random_task(source, 0.1, seed=0)
-    assert controls.forgotten_classes(task).size == 0
+    assert planted.forgotten_classes(task).size == 0
     network = compare.network_of(source, RECIPE)
-    groups = controls.controls(network, task, RECIPE, None, seeds=2, seed=0)
+    groups = planted.planted(network, task, RECIPE, None, seeds=2, seed=0)
     assert next(groups).label == "half-contaminated oracle"
 
 
 def test_a_network_without_a_head_cannot_be_masked():
     with pytest.raises(ValueError, match="exactly one leaf 'bias' of a layer 'head', found 0"):
-        controls.mask_classes({"w": jnp.ones((2, 3))}, np.array([1]))
+        planted.mask_classes({"w": jnp.ones((2, 3))}, np.array([1]))

@@ -89,7 +89,7 @@ def mask_classes(params: Params, classes: np.ndarray) -> Params:
     return masked
 
 
-def controls(
+def planted(
     network: Model,
     task: Task,
     recipe: Recipe,
