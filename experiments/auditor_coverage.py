@@ -2,16 +2,16 @@
 
     python -m experiments.auditor_coverage          a few minutes on two cores
 
-| study     | what is simulated                                             | asked for 95 %           |
-|-----------|---------------------------------------------------------------|--------------------------|
-| epsilon   | two worlds whose epsilon is known exactly, n runs in each     | bound at most the truth  |
-| one run   | canaries told by randomised response, one model               | bound at most the truth  |
-| claims    | Gaussian noise of 2/3, 1 and 3/2 times the deviation claimed  | is the claim refuted?    |
-| noise     | the same noise, Kolmogorov-Smirnov against the claim          | is the claim refuted?    |
-| intervals | means over few models, of three laws                          | the mean is inside       |
-| rates     | every rate from 0.01 to 0.99, counted in n trials (no chance) | the rate is inside       |
-| areas     | AUC of Gaussian signals, of few examples                      | the area is inside       |
-| exposure  | canaries that no model has seen                               | mean, share beyond 3 bit |
+| study     | what is simulated                                         | what is counted         |
+|-----------|-----------------------------------------------------------|-------------------------|
+| epsilon   | two worlds whose epsilon is known exactly, n runs in each | bounds beyond the truth |
+| one run   | canaries told by randomised response, one model           | bounds beyond the truth |
+| claims    | noise of 2/3, 1 and 3/2 times the deviation claimed       | claims refuted          |
+| noise     | the same, Kolmogorov-Smirnov against the claim            | claims refuted          |
+| intervals | means over few models, of three laws                      | intervals with the mean |
+| rates     | every rate from 0.01 to 0.99, by summing, not by chance   | intervals with the rate |
+| areas     | AUC of Gaussian signals, of few examples                  | intervals with the area |
+| exposure  | canaries that no model has seen                           | mean, share of 3 bits   |
 
 Worlds: "gaussian" N(mu, 1) against N(0, 1), whose epsilon at delta = 0.01 is that of the Gaussian
 mechanism; "pure", where every threshold has the ratio e^epsilon exactly, so that a look at many

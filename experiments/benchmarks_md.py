@@ -16,6 +16,7 @@
 | `kernel.json`             | the section on leaving rows out of kernel machines             |
 | `autoencoder.json`        | the section on deleting people from a linear autoencoder       |
 | `shards.json`             | the section on sharded training                                |
+| `auditor_coverage.json`   | the section on the auditors, audited                           |
 | none                      | an error; no empty page is written                             |
 
 The same files give the same bytes: no clock, no machine and no random number is read here. Numbers
@@ -28,7 +29,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from experiments import calibration_section, continual_section, entangled_section, sections
+from experiments import (
+    auditor_coverage_section,
+    calibration_section,
+    continual_section,
+    entangled_section,
+    sections,
+)
 from experiments.benchmarks import (
     als_section,
     analytic_section,
@@ -87,6 +94,10 @@ FURTHER: dict[str, tuple[Callable[[Path], Record], Callable[[Record], str]]] = {
     "als.json": (als_section.read, als_section.alternating),
     "autoencoder.json": (autoencoder_section.read, autoencoder_section.autoencoder),
     "shards.json": (shards_section.read, shards_section.sharding),
+    "auditor_coverage.json": (
+        auditor_coverage_section.read,
+        auditor_coverage_section.auditor_coverage,
+    ),
 }
 
 

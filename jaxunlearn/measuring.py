@@ -51,6 +51,7 @@ QUANTISED: dict[str, dict[str, Any]] = {
 ALPHAS = (0.0, 1.0, 2.0, 5.0, 10.0)  # strength of steering
 SAE_STEPS = 500
 _AT_ONCE = 16  # models in a block
+_RATES = np.concatenate([[0.0], np.geomspace(1e-3, 1, 60)])  # false positive rates of a curve
 
 
 class Measured(NamedTuple):
@@ -274,14 +275,49 @@ class Bench:
                 places[name] = np.stack(values, axis=1)
         return Measured(logits, features, places, curves, numbers)
 
-    def _outsiders(self) -> str | None:
+    def accuracies(self, measured: Measured) -> dict[str, np.ndarray]:
+        """part -> (M,) accuracy; NaN for a model whose outputs are not finite."""
+        found = {}
+        for part, logits in measured.logits.items():
+            scores = audit.part_scores(logits, self.labels[part])
+            if scores is not None:
+                found[part] = scores.accuracy
+        return found
+
+    def broken(self, measured: Measured) -> int:
+        """How many models gave an output that is not finite, on some part."""
+        sound = np.ones(len(next(iter(measured.logits.values()))), bool)
+        for logits in measured.logits.values():
+            sound &= np.isfinite(logits.max(axis=-1, initial=-np.inf)).all(axis=1)
+        return int((~sound).sum())
+
+    def roc(self, measured: Measured) -> dict[str, np.ndarray] | None:
+        """Mean over models of the ROC of the loss attack on forget rows, at fixed rates."""
+        others = self.outsiders()
+        if others is None:
+            return None
+        inside, outside = (
+            audit.attack_signal(measured.logits[p], self.labels[p], score="loss")
+            for p in ("forget", others)
+        )
+        curves = [
+            audit.roc_curve(m, o)
+            for m, o in zip(inside, outside, strict=True)
+            if np.isfinite(m).all() and np.isfinite(o).all()
+        ]
+        if not curves:
+            return None
+        steps = [np.interp(_RATES, each.fpr, each.tpr) for each in curves]
+        return {"fpr": _RATES, "tpr": np.mean(steps, axis=0)}
+
+    def outsiders(self) -> str | None:
         """Unseen rows of the forgotten kind, or of all kinds where all are forgotten from."""
         return next((p for p in ("forget_test", "test") if p in self.parts), None)
 
     def _membership(self, logits: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Attacks on forgotten and on retained rows, with unseen rows of the same kind."""
         found: dict[str, np.ndarray] = {}
-        pairs = {"forget": self._outsiders(), "retain": "test" if "test" in self.parts else None}
+        pairs = {"forget": self.outsiders(), "retain": "test" if "test" in self.parts else None}
         for part, others in pairs.items():
             if others is None:
                 continue
@@ -317,7 +353,9 @@ class Bench:
             return {}
         sets = {"forget": self.forget, "unseen": self.unseen, "taught": self.taught}
         run = jax.jit(jax.vmap(lambda p, x: features(p, {"x": x}), in_axes=(0, None)))
-        found = {name: _in_blocks(lambda p, x=rows.x: run(p, x), params) for name, rows in sets.items()}
+        found = {
+            name: _in_blocks(lambda p, x=rows.x: run(p, x), params) for name, rows in sets.items()
+        }
         kept = ~np.isin(self.unseen.y, self.classes)
         return found | {"test": found["unseen"][:, kept]}
 

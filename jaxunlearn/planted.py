@@ -1,12 +1,13 @@
 """Models whose answer is known: what audits that can be trusted must say of them.
 
-| control                  | how it is made                                           | must be     |
-|--------------------------|----------------------------------------------------------|-------------|
-| original                 | nothing was done                                         | flagged     |
-| last layer masked        | the originals with the logit of the forgotten classes    | flagged     |
-|                          | pushed down by 1000 in the bias of the last layer        |             |
-| half-contaminated oracle | retrained on what is retained and half of the forget rows| flagged     |
-| oracle again             | retrained like the oracles, from other keys              | not flagged |
+| control                  | how it is made                                     | must be     |
+|--------------------------|----------------------------------------------------|-------------|
+| original                 | nothing was done                                   | flagged     |
+| last layer masked        | the originals, the bias of the last layer lowered  | flagged     |
+|                          | by 1000 at the forgotten classes                   |             |
+| half-contaminated oracle | retrained on what is retained and half of what was | flagged     |
+|                          | to be forgotten                                    |             |
+| oracle again             | retrained like the oracles, from other keys        | not flagged |
 
 The first three are planted positives: a suite that lets one pass has no power against it. The mask
 changes what the model says and nothing that it knows, so outputs may look forgotten and the audits

@@ -4,12 +4,12 @@ A record holds numbers, not parameters. The models behind them come back from th
 trained anew: the record names the source, the request, the recipe and the seed, and equal
 arguments give equal models. Nothing is taken on trust:
 
-| what is compared                      | if it differs                                             |
-|---------------------------------------|-----------------------------------------------------------|
-| digest of the data, digest of the     | ValueError: another data set, or rows were chosen in a    |
-| split                                 | way that the name of the task cannot tell                 |
-| accuracy of every model on every part | ValueError: these are not the models of the record (other |
-|                                       | versions of JAX, another device); compare anew            |
+| what is compared                  | if it differs                                            |
+|-----------------------------------|----------------------------------------------------------|
+| digest of the data, of the split  | ValueError: another data set, or rows were chosen in a   |
+|                                   | way that the name of the task cannot tell                |
+| accuracy of every model on every  | ValueError: these are not the models of the record       |
+| part                              | (another version of JAX, another device); compare anew   |
 """
 
 import dataclasses

@@ -123,7 +123,7 @@ def roc(
                 axes.plot(np.maximum(fpr[seen], least), np.maximum(tpr[seen], least),
                           color=look.colour,
                           ls=look.line, lw=2.2 if look is known[0][2] else 1.5,
-                          zorder=3 if look is ORACLE else 2, label=folded(label, 34, 1))  # fmt: skip
+                          zorder=look.order, label=folded(label, 34, 1))  # fmt: skip
             if i:
                 axes.set(xscale="log", yscale="log", xlim=(least, 1.15), ylim=(least, 1.15))
                 ticks = [10.0**k for k in range(round(math.log10(least)), 1)]

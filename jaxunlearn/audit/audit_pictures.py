@@ -31,12 +31,13 @@ class Look(NamedTuple):
     colour: str
     marker: str
     line: str  # of matplotlib
+    order: int  # the higher, the nearer to the eye
 
 
 ROW, ORACLE, ORIGINAL = (
-    Look("#0072B2", "o", "-"),
-    Look("#000000", "D", "--"),
-    Look("#D55E00", "*", ":"),
+    Look("#0072B2", "o", "-", 2),
+    Look("#000000", "D", "--", 3),
+    Look("#D55E00", "*", ":", 2),
 )
 
 
@@ -90,7 +91,7 @@ def curve(audit: Record, row: Record, key: str, name: str = "curve") -> str | No
             axes.plot(
                 x, y, ls=look.line, color=look.colour, lw=2.4 if each is row else 1.5,
                 marker=look.marker if x.size <= 24 else None, markersize=size,
-                markerfacecolor=face, zorder=3 if look is ORACLE else 2, label=folded(each["label"], 34, 1),
+                markerfacecolor=face, zorder=look.order, label=folded(each["label"], 34, 1),
             )  # fmt: skip
         axes.set_xlabel(told.get("x_title") or "", fontsize=9.5)
         axes.set_ylabel(told.get("y_title") or "", fontsize=9.5)

@@ -171,7 +171,7 @@ def local_level(trials: int, alpha: float) -> float:
         return 1 - _stays_above(trials, np.exp(log_level)) - alpha
 
     low, high = np.log(alpha / trials), np.log(alpha)
-    return float(np.exp(brentq(excess, low, high, xtol=1e-9)))
+    return float(np.exp(np.asarray(brentq(excess, low, high, xtol=1e-9))))
 
 
 def _stays_above(n: int, level: float) -> float:

@@ -86,7 +86,7 @@ def _distances_of_block(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.nd
     centre = np.minimum(x.min(axis=1), y.min(axis=1))[:, None]
     x, y = np.sort(x - centre, axis=1), np.sort(y - centre, axis=1)
     width, i, j = _quantile_coupling(n, m)
-    # take, and not x[:, i]: its rows are contiguous, so that each is summed in one and the same order
+    # take and not x[:, i]: its rows are contiguous, each is summed in one and the same order
     wasserstein = (width * np.abs(x.take(i, axis=1) - y.take(j, axis=1))).sum(axis=1)
     within_x, within_y = _pair_sum(x), _pair_sum(y)
     across = _pair_sum(np.sort(np.concatenate([x, y], axis=1), axis=1)) - within_x - within_y

@@ -197,7 +197,7 @@ def _per_model(
 
 def _auditing() -> Any:
     try:
-        from jax_privacy import auditing
+        from jax_privacy import auditing  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
             "one-run auditing is done by jax-privacy, which is not installed: "

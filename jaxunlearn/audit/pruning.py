@@ -40,7 +40,7 @@ def _smallest(magnitude: Array, share: float | Array) -> Array:
     """[n] bool: the round(share n) smallest of (n,), the first of equals first."""
     n = magnitude.size
     if isinstance(share, jax.Array):
-        count = jnp.round(jnp.clip(share, 0, 1) * n).astype(jnp.int32)
+        count = jnp.round(share * n).astype(jnp.int32)
     else:
         count = round(share * n)
     order = jnp.argsort(magnitude, stable=True)
@@ -62,9 +62,9 @@ def prune(
     Args:
         params: of one model, any pytree of arrays. Stacked models: `jax.vmap`, or else models would
             compete for what is kept.
-        share: s in [0, 1], a number, or a traced scalar, which is clipped (a grid of shares is one
-            `vmap`, and one sort). A traced share picks round(s n) in float32: off by one entry
-            where s n is half-way between integers, and beyond 2^24 entries.
+        share: s in [0, 1], a number, or a traced scalar (a grid of shares is one `vmap`, and one
+            sort); a traced one outside acts as the nearer end, and picks round(s n) in float32: off
+            by one entry where s n is half-way between integers, and beyond 2^24 entries.
         scope: "global", one ranking of the n entries of all leaves, so that some layers lose more
             than others; "leaf", a ranking and a share of every leaf of its own.
         keep: (path, leaf) -> True for leaves that are not pruned and do not count in n. Default:

@@ -16,7 +16,7 @@ loss as in A. Tarun et al. (2023), arXiv:2210.08196. Departures, a *reconstructi
 over models with a bootstrap interval, since one pair of runs is noisy at the scale of a minibatch;
 2. capped runs are said to be capped; 3. optional interpolation between records. An AIN alone is a
 poor summary, because one threshold on one optimiser decides it: show the curves (`relearning`) and
-the test of them (`recovery`) beside it.
+the test of them (`came_back`) beside it.
 
 NumPy float64 on the host.
 """

@@ -6,7 +6,7 @@
 Knowledge is the mean probability p_y of the true label, the accuracy and the mean loss. What was
 only hidden (an output turned down, a last layer moved) returns in a few steps; what was never
 learnt must be learnt. The measure is the curve of a *retrained* model under the same data,
-optimiser and key: `recovery` says whether a method's curves lie above the oracles', `relearn_time`
+optimiser and key: `came_back` says whether a method's curves lie above the oracles', `relearn_time`
 turns curves into steps.
 
 What is relearned from is the caller's choice, and each answers another question:
@@ -20,7 +20,8 @@ What is relearned from is the caller's choice, and each answers another question
 
 A large number added to one output (a mask of -1000) is no forgetting, yet gradient steps take long
 to undo it: such curves stay low while the features still know everything. Relearning with a fresh
-last layer, the same in all models compared, asks the features; the choice is in `params`.
+last layer, the same in all models compared, asks the features (`with_fresh_layer`). Data with every
+class in them ask more than forget data alone: these a bias can satisfy.
 
 The run is `fit`'s: its step, its order of the examples, its running statistics, its end where the
 loss is no longer finite. Optimiser, learning rate and mix decide how long a curve is, so they
@@ -221,6 +222,45 @@ def relearning_by_examples(
         return _curve(model, params, batch, sets, tx, steps, every, fit_key)
 
     return jax.vmap(from_first)(jnp.asarray(counts, jnp.int32))
+
+
+def with_fresh_layer(params: Params, fresh: Params, layer: str = "head") -> Params:
+    """params, the leaves below `layer` replaced by those of `fresh`.
+
+    Relearning then starts from the features alone: what a mask or a change of the last layer hides
+    is laid open. Give all models that are compared the same `fresh`.
+
+    Args:
+      params: of one model; any tree with named nodes.
+      fresh: a tree of the same structure, as from `model.init(key)`.
+      layer: a name on the path of the leaves to replace.
+
+    Raises:
+      ValueError: no leaf, or every leaf, lies below such a name; trees of different structure.
+
+    Example:
+      >>> with_fresh_layer({"body": 1.0, "head": {"bias": 2.0}}, {"body": 0, "head": {"bias": 0}})
+      {'body': 1.0, 'head': {'bias': 0}}
+    """
+    if jax.tree.structure(params) != jax.tree.structure(fresh):
+        raise ValueError(
+            "with_fresh_layer: params and fresh must be trees of one structure, got "
+            f"{jax.tree.structure(params)} and {jax.tree.structure(fresh)}."
+        )
+    replaced = []
+
+    def choose(path: tuple, old: Any, new: Any) -> Any:
+        names = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
+        replaced.append(layer in names)
+        return new if layer in names else old
+
+    mixed = jax.tree_util.tree_map_with_path(choose, params, fresh)
+    if all(replaced) or not any(replaced):
+        raise ValueError(
+            f"with_fresh_layer: expected some leaves below '{layer}' and some elsewhere, found "
+            f"{sum(replaced)} of {len(replaced)}. Name the last layer of this network."
+        )
+    return mixed
 
 
 def _curve(

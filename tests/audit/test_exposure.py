@@ -7,7 +7,7 @@ import scipy.stats
 from scipy.special import log_ndtr
 
 from jaxunlearn.audit import TooFew, exposure, exposure_floor, largest_exposure
-from jaxunlearn.audit.exposure import skew_normal_log_cdf
+from jaxunlearn.audit.exposure import fit_skew_normal, skew_normal_log_cdf
 
 WAYS = ("rank", "interpolated", "extrapolated")
 
@@ -134,3 +134,36 @@ def test_bad_input_is_refused():
         exposure(np.ones((2, 1)), np.ones((3, 5)))
     with pytest.raises(TooFew, match="expected at least 1 reference, got 0"):
         largest_exposure(0)
+
+
+def test_the_fit_is_the_penalised_maximum_and_near_scipys_where_that_exists():
+    x = scipy.stats.skewnorm.rvs(2.0, size=1500, random_state=np.random.default_rng(5))
+    x = (x - x.mean()) / x.std()
+    found = np.array(fit_skew_normal(x))
+    np.testing.assert_allclose(found, scipy.stats.skewnorm.fit(x), rtol=0.1, atol=0.02)
+
+    def objective(a, m, s):
+        likelihood = scipy.stats.skewnorm.logpdf(x, a, m, s).sum()
+        return likelihood - 0.87591 * np.log1p(0.85625 * a**2)
+
+    best = objective(*found)
+    for k in range(3):
+        for step in (-1e-3, 1e-3):
+            assert objective(*(found + step * (np.arange(3) == k))) < best
+
+
+def test_a_law_that_ends_abruptly_does_not_expose_its_neighbours():
+    """Of exponential losses the plain fit has an edge: a hair beyond it is 10^4 bits or more."""
+    references = np.random.default_rng(6).exponential(size=31)
+    canary = [references.min() - 0.1 * references.std()]
+    shape, location, scale = scipy.stats.skewnorm.fit(references)
+    plain = -scipy.stats.skewnorm.logcdf(canary[0], shape, location, scale) / np.log(2)
+    assert shape > 1e3 or plain > 100
+    assert 3 < exposure(canary, references, how="extrapolated")[0] < 15
+
+
+@pytest.mark.parametrize("law", ["gumbel", "normal"])
+def test_the_extrapolated_floor_is_near_that_of_ranks(law):
+    losses = getattr(np.random.default_rng(7), law)(size=(150, 200))
+    found = exposure(losses[:, :1], losses[:, 1:], how="extrapolated")
+    assert found.mean() == pytest.approx(exposure_floor(199), abs=0.4)

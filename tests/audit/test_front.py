@@ -60,6 +60,11 @@ def test_every_method_has_its_verdict_p_value_and_the_audits_that_flagged_it(pag
     assert float(p) > 0.05
 
 
+def test_a_p_value_too_small_to_write_is_a_bound_that_the_page_shows():
+    page = front.front(changed("retrain", finding=finding(p_value=1e-7)))
+    assert cells_of(page, "retrain")[0][1] == "< 0.0001" and ">&lt; 0.0001<" in page
+
+
 def test_a_collapsed_method_is_undefined_and_not_unflagged(page):
     verdict, p, apart = cells_of(page, "gradient_ascent")[0]
     assert (verdict, p, apart) == ("[not supported] collapsed", "undefined", "undefined")
@@ -183,9 +188,16 @@ def test_planted_models_are_tallied_for_every_audit(audit, page):
     for label in ("original", "half-contaminated oracle"):
         row_of(blind, label)["finding"]["flagged"].remove("outputs")
     assert controls.noticed(blind, "outputs", "flagged") == (0, 3)
+    row_of(blind, "head mask")["evidence"]["outputs"] = None
+    assert controls.noticed(blind, "outputs", "flagged") == (0, 2)
 
 
-def test_the_smallest_difference_is_the_resolution_over_the_originals_energy(audit):
+def test_the_smallest_difference_is_the_resolution_over_the_originals_energy():
+    audit = plausible()
+    for row in audit["rows"]:  # those that differ are no measure of what sampling alone does
+        for found in (row["evidence"] or {}).values():
+            if found and row["label"] != "independent oracle":
+                found["resolution"] *= 0.5
     for key in AUDITS:
         innocent = row_of(audit, "independent oracle")["evidence"][key]["resolution"]
         share = innocent / row_of(audit, "original")["evidence"][key]["energy"]
@@ -274,10 +286,11 @@ def test_the_shadow_attack_has_a_line_for_each_row_and_a_column_for_each_rate(au
     assert cells[0].split()[0] == f"{100 * own['accuracy']['value']:.1f}"
     assert cells[2] == "undefined"  # at 0.1 % false alarms
     assert cells[3].split()[0] == f"{100 * own['tpr']['0.01']['value']:.1f}"
-    heads = [
-        f"recognised at {rate} % false alarms" for rate in ("0.1", "1", "10")
-    ]  # as numbers, not as text
-    text = Page(page).text
+    few = copy.deepcopy(audit)
+    few["shadows"]["rows"][0]["tpr"]["5e-05"] = None
+    text = Page(front.front(few)).text
+    rates = ("0.005", "0.1", "1", "10")  # in the order of numbers, not of letters
+    heads = [f"recognised at {rate} % false alarms" for rate in rates]
     assert [text.index(head) for head in heads] == sorted(text.index(head) for head in heads)
     assert "64 pairs" in text
 

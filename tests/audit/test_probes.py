@@ -107,6 +107,9 @@ def test_a_membership_probe_is_balanced_and_drawn_by_its_generator():
     forget, held_out = rng.normal(size=(1, 10, 2)), rng.normal(size=(1, 200, 2))
     found = membership_probe(forget, held_out, rng=np.random.default_rng(0))
     assert found.accuracy[0] < 0.8  # always saying "held out" would be right in 20 of 21
+    sorted_rows = held_out + 9.0 * (np.arange(200) < 10)[None, :, None]
+    drawn = membership_probe(forget, sorted_rows, rng=np.random.default_rng(0))
+    assert drawn.auc[0] < 0.9  # the first ten rows alone would be told apart at once
     again = membership_probe(forget, held_out, rng=np.random.default_rng(0))
     assert found == again
     assert found != membership_probe(forget, held_out, rng=np.random.default_rng(1))

@@ -90,7 +90,7 @@ def test_a_grid_of_traced_shares_is_nested_and_equals_the_single_ones(params, sc
     assert (gone[:-1] <= gone[1:]).all() and gone[-1].all() and not gone[0].any()
 
 
-def test_a_number_and_a_traced_number_prune_alike_and_a_traced_one_is_clipped(params):
+def test_a_number_and_a_traced_number_prune_alike_and_a_traced_one_stops_at_the_ends(params):
     number = kernels(prune(params, 0.42))
     for name, w in kernels(pruned(params, 0.42)).items():
         np.testing.assert_array_equal(number[name], w)

@@ -230,10 +230,11 @@ def test_statistics_tables_and_integers_stay_and_come_back_as_the_same_arrays(ke
         "pos_embedding": kernel,
         "cls": kernel,
         "steps": jnp.arange(6).reshape(2, 3),
+        "gain": jnp.full(7, 0.3),
         "head": {"kernel": kernel},
     }
     out = quantise(params, bits=4)
-    for name in ("pos_embedding", "cls", "steps"):
+    for name in ("pos_embedding", "cls", "steps", "gain"):
         assert out[name] is params[name]
     assert out["batch_stats"]["stem"]["kernel"] is kernel and out["norm1"]["weight"] is kernel
     assert list(codes(params, bits=4)) == ["['head']['kernel']"]
@@ -316,6 +317,7 @@ def test_fp4_is_e2m1_but_for_its_smallest_level():
     e2m1 = np.unique(patterns.astype(np.float64)) / 6
     assert e2m1.size == fp4_levels().size == 15
     differs = np.flatnonzero(np.abs(e2m1 - fp4_levels()) > 1e-12)
+    assert differs.size == 2
     np.testing.assert_allclose(np.abs(e2m1[differs]), 1 / 12)
     np.testing.assert_allclose(np.abs(fp4_levels()[differs]), 1 / 192)
 

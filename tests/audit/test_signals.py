@@ -1,4 +1,4 @@
-"""The attacker's signals: each equation by loop, the published slips, masks, broken models, blocks."""
+"""The attacker's signals: each equation by loop, the published slips, masks, broken models."""
 
 import math
 

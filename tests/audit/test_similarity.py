@@ -211,6 +211,7 @@ def test_the_distance_is_euclidean_so_that_equal_features_are_at_zero():
     x[5] = 2 * x[0] + 1
     D = cka_distance(cka_matrix(x))
     assert D[0, 5] < 1e-7 and D.max() <= np.sqrt(2)
+    np.testing.assert_allclose(cka_distance([[1, -0.44], [-0.44, 1]]), [[0, 1.2], [1.2, 0]])
     centred = np.eye(6) - 1 / 6
     spectrum = np.linalg.eigvalsh(-centred @ D**2 @ centred)  # Schoenberg: positive semidefinite
     assert spectrum.min() > -1e-12

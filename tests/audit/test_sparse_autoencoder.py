@@ -24,12 +24,20 @@ from jaxunlearn.training import Status
 
 KEY = jax.random.key(3)
 D, M, K = 4, 6, 2
-train = jax.jit(
-    lambda hidden, key, weight=None, **how: train_sparse_autoencoder(
+_train = jax.jit(
+    lambda hidden, key, weight, **how: train_sparse_autoencoder(
         hidden, key=key, weight=weight, **how
     ),
     static_argnames=("k", "latents", "steps", "batch_size", "class_token"),
 )
+
+
+def train(hidden, key, weight=None, **how):
+    return _train(
+        hidden, key, np.ones(hidden.shape[0], np.float32) if weight is None else weight, **how
+    )
+
+
 SMALL = {"k": 2, "steps": 3, "batch_size": 5}
 
 
@@ -137,16 +145,20 @@ def test_before_any_step_the_encoder_is_the_transposed_decoder_of_unit_columns()
 def test_after_every_step_the_columns_have_length_one_and_only_they_are_moved_back():
     w = dictionary()
     grads = Dictionary(*(normal(20 + i, *leaf.shape) for i, leaf in enumerate(w)))
-    tx, plain = _optimiser(0.1), optax.adam(0.1)
-    update, _ = tx.update(grads, tx.init(w), w)
-    free, _ = plain.update(grads, plain.init(w), w)
-    after, mutant = optax.apply_updates(w, update), optax.apply_updates(w, free)
+
+    @jax.jit
+    def steps(w, grads):
+        both = _optimiser(0.1), optax.adam(0.1)
+        updates = [tx.update(grads, tx.init(w), w)[0] for tx in both]
+        return [optax.apply_updates(w, update) for update in updates]
+
+    after, mutant = steps(w, grads)
     np.testing.assert_allclose(np.linalg.norm(after.decoder, axis=0), 1, atol=1e-6)
     lengths = np.linalg.norm(mutant.decoder, axis=0)
     assert np.abs(lengths - 1).max() > 0.05  # the mutant without the projection
     np.testing.assert_allclose(after.decoder, mutant.decoder / lengths[None], atol=1e-6)
     for name in ("encoder", "before", "latent"):
-        np.testing.assert_array_equal(getattr(after, name), getattr(mutant, name))
+        np.testing.assert_allclose(getattr(after, name), getattr(mutant, name), rtol=1e-6)
 
 
 def test_a_column_of_length_zero_stays_finite():
@@ -213,25 +225,6 @@ def test_a_planted_dictionary_is_found(planted):
     active = np.asarray(encode(sae, hidden) > 0)
     assert active.sum(-1).max() <= 2
     assert float(info.dead) == pytest.approx(1 - active.any((0, 1)).mean())
-
-
-def test_a_step_for_the_dead_lets_them_explain_more_of_what_is_left():
-    w, x = dictionary(), normal(7, 30, D)
-    age = jnp.array([0, 9, 0, 0, 9, 0])
-    batch = {"data": {"x": x}}
-
-    def auxiliary(decoder):
-        with_dead, plain = (
-            sparse_objective(K, dead_after=9, auxiliary=c).loss(
-                w._replace(decoder=decoder), batch, age, KEY
-            )[0]
-            for c in (1.0, 0.0)
-        )
-        return with_dead - plain
-
-    value_and_grad = jax.jit(jax.value_and_grad(auxiliary))
-    value, gradient = value_and_grad(w.decoder)
-    assert value_and_grad(w.decoder - 0.1 * gradient)[0] < value - 1e-3
 
 
 def test_each_type_of_token_has_statistics_of_its_own_and_patches_alone_are_read():

@@ -92,6 +92,8 @@ def test_the_share_rejected_counts_the_examples_that_differ():
     y[:, :20] += 6
     assert ks_tests(x, y, seed=0).rejected == pytest.approx(0.4)
     assert ks_tests(x, y, seed=0, level=0.0005).rejected == 0  # B = 999 cannot say so much
+    found = ks_tests(x, y, seed=0, permutations=19)  # p = 1 / 20 is rejected at 5 %
+    assert found.any_p_value == 0.05 and found.rejected == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])

@@ -54,7 +54,7 @@ NO_MORE = "no more than in retrained models"
 UNDEFINED = "undefined"
 
 
-class Recovery(NamedTuple):
+class CameBack(NamedTuple):
     """Result of `came_back`."""
 
     verdict: str  # CAME_BACK, NO_MORE or UNDEFINED
@@ -75,7 +75,7 @@ def came_back(
     permutations: int = 1999,
     resamples: int = 1000,
     seed: Seed,
-) -> Recovery:
+) -> CameBack:
     """Whether relearning brings more of the forgotten back than it teaches a retrained model.
 
         p = share of relabellings with <m - o, u> at least the observed one,  u = (g - o) / |g - o|
@@ -92,7 +92,7 @@ def came_back(
         seed: integers (or a generator, then consumed).
 
     Returns:
-        `Recovery`.
+        `CameBack`.
 
     Raises:
         ValueError: curves of different lengths, or that are not (models, records); a level
@@ -126,8 +126,8 @@ def came_back(
         if np.isnan(v[:, 0]).any()
     ]
 
-    def undefined(why: str) -> Recovery:
-        return Recovery(UNDEFINED, f"{UNDEFINED}: {why}", None, None, None, diverged)
+    def undefined(why: str) -> CameBack:
+        return CameBack(UNDEFINED, f"{UNDEFINED}: {why}", None, None, None, diverged)
 
     if collapsed:
         return undefined(f"no finite number before relearning for {', '.join(collapsed)}")
@@ -174,7 +174,7 @@ def came_back(
             f"; {diverged[0]} runs of the method, {diverged[1]} of the oracles and {diverged[2]} "
             "of the originals diverged, their last record stands for the rest"
         )
-    return Recovery(verdict, words, p_value, effect, before, diverged)
+    return CameBack(verdict, words, p_value, effect, before, diverged)
 
 
 def _as_curves(values: ArrayLike, name: str) -> np.ndarray:
