@@ -141,6 +141,10 @@ from .relearning import recorded_steps as recorded_steps
 from .relearning import relearning_by_examples as relearning_by_examples
 from .relearning import relearning_curve as relearning_curve
 from .relearning import with_fresh_layer as with_fresh_layer
+from .restoration import Restoration as Restoration
+from .restoration import SteeredScores as SteeredScores
+from .restoration import restoration as restoration
+from .restoration import restoration_rate as restoration_rate
 from .rmia import rmia as rmia
 from .roc import RocCurve as RocCurve
 from .roc import auc as auc
@@ -150,10 +154,6 @@ from .roc_intervals import AucInterval as AucInterval
 from .roc_intervals import OperatingPoints as OperatingPoints
 from .roc_intervals import auc_interval as auc_interval
 from .roc_intervals import operating_points as operating_points
-from .restoration import Restoration as Restoration
-from .restoration import SteeredScores as SteeredScores
-from .restoration import restoration as restoration
-from .restoration import restoration_rate as restoration_rate
 from .scores import Scores as Scores
 from .signals import attack_signal as attack_signal
 from .similarity import cka as cka
@@ -163,13 +163,13 @@ from .similarity import mean_cka as mean_cka
 from .softmax_regression import Probe as Probe
 from .softmax_regression import fit_probe as fit_probe
 from .softmax_regression import probe_logits as probe_logits
-from .streamed_similarity import minibatch_cka as minibatch_cka
-from .streamed_similarity import streaming_cka as streaming_cka
 from .sparse_autoencoder import SparseAutoencoder as SparseAutoencoder
 from .sparse_training import SparseAutoencoderInfo as SparseAutoencoderInfo
 from .sparse_training import train_sparse_autoencoder as train_sparse_autoencoder
 from .steering import expert_features as expert_features
 from .steering import steer as steer
+from .streamed_similarity import minibatch_cka as minibatch_cka
+from .streamed_similarity import streaming_cka as streaming_cka
 from .two_sample import ClassifierTest as ClassifierTest
 from .two_sample import KsTests as KsTests
 from .two_sample import classifier_test as classifier_test

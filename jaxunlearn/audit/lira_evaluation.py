@@ -16,9 +16,9 @@ Two designs:
 how far single examples are from 1/2 by sampling alone: the worst of many examples always is.
 
 Intervals leave out an eighth of the models (of either world) at a time, fit and score again, and
-take the spread (`jackknife`). They cover the expected value in 92 % to 100 % of simulated runs: 8
+take the spread (`jackknife`). They cover the expected value in 93 % to 100 % of simulated runs: 8
 to 64 models, models that are better or worse as a whole, no effect to large ones; under the null
-nearly always. A bootstrap of the scored models, without fitting again, covers 72 % to 90 %.
+nearly always. A bootstrap of the scored models, without fitting again, covers 71 % to 94 %.
 
 The attack treats the two worlds differently, so its numbers are no input for a test that relabels
 models: for that, give the margins themselves to `vector_distances`.

@@ -16,6 +16,9 @@ that were never trained on the data, and of controls:
 | `"random"`         | as experts, with as many other latents         | is it these features?    |
 | `"reconstruction"` | patches read through the dictionary, no latent | what the dictionary does |
 
+Read the experts' rate beside the controls': where the dictionary alone, or any latents, bring back
+as much, the unlearned model was easily disturbed, and nothing is known of these features.
+
 The trivial part: at alpha = 1 the class token *is* the original's, and a classifier that reads the
 class token is then the original up to the layers above, whatever happened below. Networks without a
 class token have no such arm. Steering cannot see a suppression in the layers above the tokens: an

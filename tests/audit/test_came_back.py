@@ -32,15 +32,24 @@ def judged(groups, seed=0, **options):
 
 
 def test_the_p_value_is_the_share_of_all_relabellings_with_the_direction_of_each():
-    method, oracle, original = world(0, share=0.3, sizes=(4, 5, 3))
-    pool, g = np.concatenate([method, oracle]), original.mean(0)
-    statistics = []
-    for chosen in itertools.combinations(range(9), 4):
-        m = pool[list(chosen)].mean(0)
-        o = pool[[i for i in range(9) if i not in chosen]].mean(0)
-        statistics.append((m - o) @ (g - o) / np.sqrt(((g - o) ** 2).sum()))
-    exact = np.mean(np.array(statistics) >= statistics[0] - 1e-12)
-    assert judged((method, oracle, original)).p_value == pytest.approx(exact, abs=1e-12)
+    one_direction_would_differ = False
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        method, oracle, original = (
+            level + rng.normal(size=(n, 3)) for n, level in ((4, 0.5), (5, 0.0), (3, 2.0))
+        )
+        pool, g = np.concatenate([method, oracle]), original.mean(0)
+        moved, lines = [], []
+        for chosen in itertools.combinations(range(9), 4):
+            o = pool[[i for i in range(9) if i not in chosen]].mean(0)
+            moved.append(pool[list(chosen)].mean(0) - o)
+            lines.append((g - o) / np.sqrt(((g - o) ** 2).sum()))
+        statistics = np.array([v @ u for v, u in zip(moved, lines, strict=True)])
+        exact = np.mean(statistics >= statistics[0] - 1e-12)
+        assert judged((method, oracle, original)).p_value == pytest.approx(exact, abs=1e-12)
+        fixed = np.array(moved) @ lines[0]
+        one_direction_would_differ |= np.mean(fixed >= fixed[0] - 1e-12) != exact
+    assert one_direction_would_differ
     drawn = judged((method, oracle, original), permutations=100)  # fewer than there are
     assert drawn.p_value == pytest.approx(exact, abs=4 * np.sqrt(exact / 100) + 0.02)
 
@@ -75,7 +84,7 @@ def test_swapped_groups_are_noticed():
 
 
 def test_originals_that_are_overtaken_late_still_know_more():
-    late = np.array([0.0, 0.0, 0.9, 1.0, 1.0]), np.array([0.8, 0.8, 0.85, 0.88, 0.9])
+    late = np.r_[0.1, 0.5, np.full(12, 0.9)], np.r_[0.7, 0.7, np.full(12, 0.82)]  # mean is lower
     rng = np.random.default_rng(0)
     oracle, original = (draw(rng, mean, 6, 0.02) for mean in late)
     method = draw(rng, 0.5 * (late[0] + late[1]), 6, 0.02)

@@ -108,6 +108,16 @@ def test_the_interval_is_the_spread_of_refits_without_each_eighth_of_the_models(
     assert found.auc.high == pytest.approx(min(1, found.auc.value + half[1]), abs=1e-4)
 
 
+def test_refits_with_fewer_models_pool_the_variance_as_the_whole_does():
+    rng = np.random.default_rng(8)
+    phi, member = shadows(rng, models=130, targets=6)  # 65 in each world, 57 without an eighth
+    ends = {
+        pooled: unlearned_lira(phi, member, pooled=pooled, rng=np.random.default_rng(0)).auc
+        for pooled in (None, "example", "global")
+    }
+    assert ends[None] == ends["example"] != ends["global"]
+
+
 @pytest.mark.parametrize("shift", [0.0, 1.0])
 def test_the_interval_covers_the_expected_value_where_a_bootstrap_of_scored_models_does_not(shift):
     rng = np.random.default_rng(6)

@@ -103,6 +103,8 @@ def test_the_attack_tells_three_low_rates_and_none_that_is_not_resolved():
     assert np.isfinite(found.tpr_at_permille).all()
     fewer = attack(z[:, :50], y[:50], z[:, 50:149], y[50:149], rng=rng)
     assert np.isfinite(fewer.tpr).all() and np.isnan(fewer.tpr_at_percent).all()
+    enough = attack(z[:, :50], y[:50], z[:, 50:150], y[50:150], rng=rng)
+    assert np.isfinite(enough.tpr_at_percent).all() and np.isnan(enough.tpr_at_permille).all()
     nine = attack(z[:, :50], y[:50], z[:, 50:59], y[50:59], rng=rng)
     assert np.isnan(nine.tpr).all() and np.isfinite(nine.auc).all()
 

@@ -10,8 +10,8 @@ import pytest
 
 from jaxunlearn import losses, objectives
 from jaxunlearn.audit import margins, part_scores
-from jaxunlearn.audit.knowledge import as_watched, knowledge
 from jaxunlearn.audit.came_back import CAME_BACK, NO_MORE, came_back
+from jaxunlearn.audit.knowledge import as_watched, knowledge
 from jaxunlearn.audit.relearn_time import anamnesis_index, relearn_time
 from jaxunlearn.audit.relearning import (
     recorded_steps,

@@ -5,8 +5,8 @@
     durability       does what was forgotten come back: relearning, other training, compression
     representation   what the features still hold: similarity, probes, steering
 
-Every audit reads what `jaxunlearn.measuring` measured of an ensemble and gives each model a place;
-`distances` turns the places of several ensembles into one matrix of distances between models per
+Every audit reads what `bench` measured of an ensemble and gives each model a place; `distances`
+turns the places of several ensembles into one matrix of distances between models per
 audit, which `audit.evidence` tests all at once.
 """
 
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxunlearn import audit
-from jaxunlearn.measuring import Measured
+from jaxunlearn.auditing.bench import Measured
 
 
 class Audit(NamedTuple):
@@ -68,6 +68,13 @@ AUDITS: dict[str, Audit] = {
         "Relearning from few rows",
         "durability",
         "The same, from 1, 2, 4, ... forget rows: how much has to leak for the rest to come back.",
+    ),
+    "fresh_head": Audit(
+        "Relearning with a fresh last layer",
+        "durability",
+        "The last layer is drawn anew, and the model is trained on retained rows and on the shown "
+        "half of the forget rows. A mask on the last layer is gone then; what lay behind it is "
+        "not.",
     ),
     "other_training": Audit(
         "Training on other data",

@@ -3,10 +3,10 @@
 import copy
 import re
 
-import numpy as np
 import pytest
 
-from jaxunlearn import compare, data, remade, results
+from jaxunlearn import compare, data, results
+from jaxunlearn.auditing import remade
 from jaxunlearn.presets import Recipe, parse_methods
 
 RECIPE = Recipe(epochs=2, batch_size=256, optimizer="sgd", learning_rate=0.1)

@@ -71,13 +71,14 @@ def settings_of(record: Mapping[str, Any]) -> Settings:
     Raises:
       ValueError: a field that this version does not know.
     """
-    stored = dict(record["settings"])
+    stored: dict[str, Any] = dict(record["settings"])
     known = {field.name for field in dataclasses.fields(Settings)}
     recipe = {field.name for field in dataclasses.fields(Recipe)}
     unknown = (stored.keys() - known) | (stored.get("recipe", {}).keys() - recipe)
     if unknown:
         raise ValueError(f"settings: {sorted(unknown)} are unknown to this version of jaxunlearn.")
-    return Settings(**(stored | {"recipe": Recipe(**stored["recipe"])}))
+    stored["recipe"] = Recipe(**stored["recipe"])
+    return Settings(**stored)
 
 
 def methods_of(record: Mapping[str, Any], labels: Sequence[str] | None = None) -> list[Specified]:

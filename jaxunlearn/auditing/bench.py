@@ -16,7 +16,8 @@ relearned, the other half is *held back* and watched, so that what returns there
 |---------------------------------|--------------------------------------------------------|
 | logits                          | every part of the task, all rows of the comparison     |
 | features                        | forget rows, unseen rows; training rows for the probes |
-| relearning, few examples        | knowledge of the half held back                        |
+| relearning, few examples, from  | knowledge of the half held back                        |
+| a fresh last layer              |                                                        |
 | other training (retained rows)  | knowledge of all forget rows                           |
 | pruning, quantisation           | knowledge of all forget rows                           |
 | steering by the original        | knowledge of all forget rows                           |
@@ -31,13 +32,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import audit
+from jaxunlearn.auditing.planted import forgotten_classes
 from jaxunlearn.compare import Evaluator
 from jaxunlearn.compare import Settings as ComparisonSettings
 from jaxunlearn.data.streams import InMemory, in_memory
 from jaxunlearn.data.tasks import Task
 from jaxunlearn.ensembles import ensemble
 from jaxunlearn.model import Model
-from jaxunlearn.planted import forgotten_classes
 from jaxunlearn.typing import Array, Batch, Params
 
 COUNTS = (1, 2, 4, 8, 16, 32)  # of forget rows from which the rest is relearned
@@ -101,6 +102,17 @@ def _knowledge(network: Model, params: Params, rows: Rows) -> Array:
     return jnp.exp(jnp.take_along_axis(logp, rows.y[:, None], axis=-1)).mean()
 
 
+def has_head(network: Model, fresh: Params | None) -> bool:
+    """Whether the last layer can be replaced: it is called `head`, and there are fresh params."""
+    if fresh is None:
+        return False
+    try:
+        jax.eval_shape(audit.with_fresh_layer, fresh, fresh)
+    except ValueError:
+        return False
+    return True
+
+
 class Bench:
     """Measures ensembles of one task under equal conditions.
 
@@ -146,6 +158,7 @@ class Bench:
         self.axes: dict[str, list] = {
             "relearning": audit.recorded_steps(self.steps, self.every).tolist(),
             "few_examples": list(self.counts),
+            "fresh_head": audit.recorded_steps(self.steps, self.every).tolist(),
             "other_training": audit.recorded_steps(self.steps, self.every).tolist(),
             "pruning": list(SHARES),
             "quantisation": ["32 bits", *QUANTISED],
@@ -169,6 +182,10 @@ class Bench:
         shown, held, forget = self._data(self.shown), {"held": self.held.batch}, self.forget
         part = "remote" if "adjacent" in self.task.train_parts else "retain"
         others = self.task.columns("train", part)
+        fresh = None if network.init is None else network.init(key)
+        mixed = self._data(
+            {name: np.concatenate([self.shown[name], getattr(self.taught, name)]) for name in "xy"}
+        )
 
         def relearning(params: Params) -> Array:
             curve = audit.relearning_curve(
@@ -200,6 +217,13 @@ class Bench:
             kinds = [params, *(audit.quantise(params, **how) for how in QUANTISED.values())]
             return jnp.stack([_knowledge(network, each, forget) for each in kinds])
 
+        def fresh_head(params: Params) -> Array:
+            curve = audit.relearning_curve(
+                network, audit.with_fresh_layer(params, fresh), mixed, held,
+                tx=tx, steps=self.steps, every=self.every, key=key,
+            )  # fmt: skip
+            return curve.watched["held"].confidence
+
         found = {
             "other_training": other_training,
             "pruning": pruning,
@@ -207,6 +231,8 @@ class Bench:
         }
         if len(self.shown["y"]):
             found |= {"relearning": relearning, "few_examples": few_examples}
+            if has_head(network, fresh):
+                found["fresh_head"] = fresh_head
         return {name: jax.jit(ensemble(function)) for name, function in found.items()}
 
     def learn_steering(self, originals: Params) -> None:

@@ -1,12 +1,4 @@
-"""The full suite of audits over a finished comparison: from its record to `audit.json`.
-
-    results.json -> the same models again -> Bench -> one exact test per row -> audit.json, pages
-
-The models of a comparison are made again (`jaxunlearn.remade`) and every group is measured under
-equal conditions (`jaxunlearn.measuring`): originals, oracles, the oracles of innocent recipes,
-every method, and the planted groups whose answer is known (`jaxunlearn.planted`). The groups pass
-one at a time, so that memory does not grow with the number of methods. Each is compared with the
-oracles by one permutation test over all audits at once (`jaxunlearn.audit.evidence`).
+"""The verdict of the suite on each row: one exact test over all audits, and what it means.
 
 | the models of a row                                              | verdict                      |
 |------------------------------------------------------------------|------------------------------|
@@ -14,42 +6,35 @@ oracles by one permutation test over all audits at once (`jaxunlearn.audit.evide
 | no audit tells them from the oracles                             | indistinguishable from       |
 |                                                                  | retraining                   |
 | some does, but nowhere are they farther than an innocent recipe  | within recipe noise          |
-| know more after an attack than retrained models do, and more     | came back                    |
-| than they showed before it                                       |                              |
+| seemed to have forgotten, and know more after an attack than it  | came back                    |
+| gives retrained models                                           |                              |
 | lie towards the original on an audit that tells them             | forgotten traces remain      |
 | are told by their outputs on forget rows, away from the original | over-forgotten               |
 | are told, and none of these                                      | differs from retraining      |
 
-The planted groups audit the audits: where one that must be flagged is not, or the other way round,
-the record says so and so does the front page. A comparison that says nothing (base at chance, no
-oracle) is not audited, and neither is one whose oracles differ from freshly trained ones: then the
-reference itself is in doubt.
+
+`Book` takes the groups as they are made (originals, oracles, oracles of other recipes, then the
+rest), judges each against the oracles and forgets its outputs. A row is flagged by an audit if its
+p-value, adjusted for all audits, is at most the level; "towards the original" is the direction of
+the displacement, beyond its interval. "Came back" is asked of the audits of durability alone, where
+a curve can be followed from before an attack to after it.
 """
 
 import dataclasses
-import hashlib
-import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxunlearn import audit, compare, planted, remade
-from jaxunlearn.audit.recovery import CAME_BACK
-from jaxunlearn.audit.report import command as report_command
-from jaxunlearn.cache import Cache
-from jaxunlearn.distinguishing import against_oracles, floors_of
-from jaxunlearn.measures import CURVES, MEASURES
-from jaxunlearn.measuring import Bench, Measured
-from jaxunlearn.publishing import publish_text
-from jaxunlearn.results import Results, plain
+from jaxunlearn import audit
+from jaxunlearn.auditing import planted
+from jaxunlearn.auditing.bench import Bench, Measured
+from jaxunlearn.auditing.distinguishing import against_oracles, floors_of
+from jaxunlearn.auditing.measures import CURVES, MEASURES
+from jaxunlearn.auditing.suite import DURABLE, described, distances
 from jaxunlearn.scoring import summary
-from jaxunlearn.suite import DURABLE, described, distances
 
-SCHEMA = 1
-TRACES = "forgotten traces remain"
+CAME_BACK, TRACES = "came back", "forgotten traces remain"
 DIFFERS = "differs from retraining"
 _IN_DOUBT = 0.005  # p-value below which fresh oracles put those of the run in doubt
 
@@ -99,107 +84,7 @@ class Row(NamedTuple):
         return len(next(iter(self.measured.logits.values())))
 
 
-def audit_comparison(
-    finished: Results,
-    settings: Settings = Settings(),  # noqa: B008  (frozen)
-    *,
-    methods: Sequence[str] | None = None,
-    data_dir: str | Path | None = None,
-    cache: Cache | None = None,
-    say: compare.Say = lambda text, seconds: None,
-) -> dict[str, Any]:
-    """The record of an audit: what `audit.json` holds.
-
-    Args:
-      finished: the comparison.
-      settings: of the audits.
-      methods: labels of rows; None: all of them.
-      data_dir: as for `data.load`.
-      cache: where trained ensembles are kept.
-      say: progress, called with a text and the seconds since the start.
-
-    Returns:
-      Plain data; see `jaxunlearn.audit.reading` for its fields.
-
-    Raises:
-      ValueError: a comparison of recommenders or of a regression, data that are not those of the
-        comparison, models that cannot be made again.
-
-    Cost: the models of the comparison (from the cache, but for the methods), 2 x seeds planted
-    ones, three short trainings of every model, and (1 + methods) x 2 x shadows trainings or
-    unlearnings of the shadow models.
-    """
-    start = time.perf_counter()
-
-    def progress(text: str) -> None:
-        say(text, time.perf_counter() - start)
-
-    record = finished.record
-    task = remade.task_of(record, data_dir=data_dir)
-    made = remade.settings_of(record)
-    specified = remade.methods_of(record, methods)
-    if finished.status != "informative":
-        reason = finished.status.removeprefix("not informative: ")
-        return _nothing(record, settings, f"the comparison itself says nothing ({reason})")
-    network = compare.network_of(task.source, made.recipe)
-    bench = Bench(network, task, made, rows=settings.rows, steps=settings.steps)
-    book = _Book(bench, settings, made.seed)
-
-    def groups() -> Iterator[tuple[str, str, str, str | None, bool, Any]]:
-        for each in compare.ensembles_of(
-            network, task, specified, made, cache=cache, progress=progress, timed=False
-        ):
-            paired = each.role == "method" and each.facts["method"] not in _FROM_NOTHING
-            words = _WORDS.get(each.role, "")
-            yield each.label, each.role, words, _EXPECTED.get(each.role), paired, each.params
-        for group in planted.planted(
-            network, task, made.recipe, originals, seeds=made.seeds, seed=made.seed,
-            cache=cache, progress=progress,
-        ):  # fmt: skip
-            paired = group.label == "last layer masked"
-            yield group.label, "control", group.words, group.expected, paired, group.params
-
-    originals = None
-    for label, role, words, expected, paired, params in groups():
-        if role == "original":
-            originals = params
-            progress("learning what to steer by")
-            bench.learn_steering(params)
-        progress(f"auditing {label}")
-        measured = bench(params)
-        if role != "control":
-            remade.check_models(record, label, bench.accuracies(measured))
-        book.add(Row(label, role, words, expected, paired, measured))
-    doubt = book.doubt()
-    if doubt:
-        return _nothing(record, settings, doubt)
-    shadows = None
-    if settings.shadows:
-        from jaxunlearn.shadows import shadow_lira
-
-        progress(f"training {2 * settings.shadows} shadow models")
-        shadows = shadow_lira(
-            task, specified, network=network, recipe=made.recipe, pairs=settings.shadows,
-            seed=made.seed, cache=cache, progress=progress, resamples=settings.resamples,
-        )  # fmt: skip
-    progress("writing it down")
-    return plain(
-        _head(record, settings, "informative", time.perf_counter() - start)
-        | book.told()
-        | {"shadows": shadows}
-    )
-
-
-_FROM_NOTHING = ("retrain", "blind_model")
-_WORDS = {
-    "original": "trained on everything; nothing was forgotten",
-    "oracle": "true retrainings on what is retained: the reference",
-    "recipe": "true retrainings by a recipe that nobody would call different",
-}
-_EXPECTED = {"original": planted.FLAGGED}
-
-
-class _Book:
+class Book:
     """Rows as they come in; everything is judged against the oracles, which come second."""
 
     def __init__(self, bench: Bench, settings: Settings, seed: int):
@@ -242,7 +127,7 @@ class _Book:
         """Why the oracles of the run cannot be the reference."""
         self.flush()
         again = next((r for r in self.rows if r["expected"] == planted.NOT_FLAGGED), None)
-        p = again and again["finding"] and again["finding"]["p_value"]
+        p = None if again is None or not again["finding"] else again["finding"]["p_value"]
         if p is None or p > _IN_DOUBT:
             return None
         return (
@@ -346,15 +231,15 @@ class _Book:
             words = f"{told}, and on {names}{more} they lie towards the original"
         else:
             away = found.findings.get("outputs_forget")
-            over = away is not None and "outputs_forget" in flagged
-            over = over and away.direction == "away from it"
+            over = away is not None and away.direction == "away from it"
+            over = over and "outputs_forget" in flagged
             verdict = audit.Verdict.OVER_FORGOTTEN.value if over else DIFFERS
             words = f"{told}, most of all {_title(found.largest)}; none towards the original"
         return _found(verdict, f"{verdict}: {words}", found.p_value, flagged, returned)
 
     def _returned(self, row: Row, key: str) -> bool:
-        """Whether an attack brought more back than it gives retrained models, and more than the
-        row showed before the attack."""
+        """Whether the row was nearer to the oracles than to the originals before an attack, and the
+        attack brings back more than it gives retrained models, and more than was there."""
         assert self.original is not None and self.oracle is not None
         found = audit.came_back(
             *(g.measured.curves[key] for g in (row, self.oracle, self.original)),
@@ -366,7 +251,8 @@ class _Book:
         )
         if found.verdict != CAME_BACK or found.effect is None:
             return False
-        return found.before is None or found.effect.low > max(found.before.value, 0.0)
+        before = found.before
+        return before is None or (before.value < 0.5 and found.effect.low > max(before.high, 0.0))
 
     def _numbers(self, row: Row) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """(measure -> summary, per-example privacy)."""
@@ -445,70 +331,3 @@ def _band(values: np.ndarray, resamples: int, seed: int) -> dict[str, list[float
     with np.errstate(invalid="ignore"):
         low, high = np.quantile(weights @ values, [0.025, 0.975], axis=0)
     return {"value": values.mean(axis=0).tolist(), "low": low.tolist(), "high": high.tolist()}
-
-
-def _head(
-    record: Mapping[str, Any], settings: Settings, status: str, seconds: float
-) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "kind": "jaxunlearn audit",
-        "status": status,
-        "run": {"results": "results.json", "digest": digest(record)},
-        "task": {key: record["task"][key] for key in ("name", "words", "description", "source")},
-        "settings": dataclasses.asdict(settings) | {"seed": record["settings"]["seed"]},
-        "comparison": {
-            "settings": record["settings"],
-            "command": report_command(record),
-        },
-        "versions": compare.versions(),
-        "metrics": dict(audit.METRIC_VERSIONS),
-        "seconds": seconds,
-    }
-
-
-def digest(record: Mapping[str, Any]) -> str:
-    """sha256 of a comparison's record, so that an audit can be told from one of another run."""
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _nothing(record: Mapping[str, Any], settings: Settings, reason: str) -> dict[str, Any]:
-    """The record of an audit that cannot say anything, with the reason."""
-    empty = {"audits": {}, "measures": {}, "curves": {}, "floors": {}, "rows": [], "notes": []}
-    head = _head(record, settings, f"not informative: {reason}", 0.0)
-    return plain(head | empty | {"shadows": None})
-
-
-def write(
-    found: Mapping[str, Any],
-    finished: Results,
-    folder: Path,
-    *,
-    publish: Callable[[Path, str], Path] = publish_text,
-) -> list[Path]:
-    """Writes `audit.json`, `report.html` with its front page, and a page for each row.
-
-    Each file appears whole or not at all; pages of an earlier audit of the same folder are replaced
-    and those of rows that are gone are removed.
-
-    Args:
-      found: of `audit_comparison`.
-      finished: the comparison.
-      folder: of the run.
-
-    Returns:
-      The paths written.
-    """
-    from jaxunlearn.audit import page_names, pages, report
-
-    text = json.dumps(found, indent=1, allow_nan=False)
-    written = [
-        publish(folder / "audit.json", text),
-        publish(folder / "report.html", report.html(finished.record, found)),
-    ]
-    made = {folder / name: page for name, page in pages.pages(found).items()}
-    (folder / page_names.PAGES).mkdir(exist_ok=True)
-    for stale in (folder / page_names.PAGES).glob("*.html"):
-        if stale not in made:
-            stale.unlink()
-    return written + [publish(path, page) for path, page in made.items()]

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import compare, data, planted, presets
+from jaxunlearn import compare, data, presets
+from jaxunlearn.auditing import planted
 
 RECIPE = presets.Recipe(epochs=1, batch_size=256)
 

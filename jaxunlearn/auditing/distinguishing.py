@@ -2,8 +2,8 @@
 
 What needs two ensembles (KLoM, forgetting quality, likelihood ratios between the two worlds, bounds
 on epsilon) is computed here from what was measured of both; what one model has by itself is in
-`jaxunlearn.measuring`. `floors_of` gives the same numbers for one half of the oracles against the
-other: what is no larger than that is not a difference.
+`bench`. `floors_of` gives the same numbers for one half of the oracles against the other: what is
+no larger than that is not a difference.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxunlearn import audit
-from jaxunlearn.measuring import Bench, Measured
+from jaxunlearn.auditing.bench import Bench, Measured
 
 _CONFIDENCE = 0.95
 
@@ -62,9 +62,7 @@ def against_oracles(
     examples: dict[str, Any] | None = {}
     for part in ("forget", "retain"):
         rows = _thinned(bench, part, mine[part].shape[1])
-        attack = audit.world_lira(
-            mine[part][:, rows], theirs[part][:, rows], rng=rng, resamples=resamples
-        )
+        attack = audit.world_lira(mine[part][:, rows], theirs[part][:, rows], rng=rng)
         floor = audit.world_lira_floor(theirs[part][:, rows], rng=rng)
         examples[part] = {"score": attack.examples, "floor": floor.examples}
         if part == "retain":

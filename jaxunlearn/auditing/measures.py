@@ -161,6 +161,11 @@ CURVES: dict[str, CurveWords] = {
         "The half held back, after training on so many other forget rows.", "forget rows shown",
         log_x=True,
     ),
+    "fresh_head": CurveWords(
+        "Relearning with a fresh last layer", "durability",
+        "The half held back, while a new last layer is trained with the rest of the network.",
+        "minibatches",
+    ),
     "other_training": CurveWords(
         "Training on other data", "durability",
         "Forget rows while training goes on with retained rows alone.", "minibatches",
