@@ -112,7 +112,8 @@ def _by_token(sae: SparseAutoencoder, hidden: Array) -> tuple[Array, Array]:
             f"was trained on, got {hidden.shape}. Is it another network's?"
         )
     types = jnp.minimum(jnp.arange(hidden.shape[1]), sae.mean.shape[0] - 1)
-    return sae.mean[types][None], sae.scale[types][None, :, None]
+    mean, scale = jnp.asarray(sae.mean), jnp.asarray(sae.scale)
+    return mean[types][None], scale[types][None, :, None]
 
 
 def encode(sae: SparseAutoencoder, hidden: Array) -> Array:

@@ -258,7 +258,7 @@ def test_rows_of_weight_zero_count_for_nothing():
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e6])
 def test_constant_activations_explain_nothing_and_break_nothing(value):
-    hidden = jnp.full((12, 2, D), value)
+    hidden = np.full((12, 2, D), value, np.float32)
     sae, info = train(hidden, KEY, **SMALL)
     assert float(sae.scale[0]) == 1 and np.isnan(info.explained)
     assert int(info.status) == Status.COMPLETED
