@@ -16,6 +16,7 @@
 | `kernel.json`             | the section on leaving rows out of kernel machines             |
 | `autoencoder.json`        | the section on deleting people from a linear autoencoder       |
 | `shards.json`             | the section on sharded training                                |
+| `audit_errors.json`       | the section on false alarms and power of the audits            |
 | `auditor_coverage.json`   | the section on the auditors, audited                           |
 | none                      | an error; no empty page is written                             |
 
@@ -30,6 +31,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from experiments import (
+    audit_errors_section,
     auditor_coverage_section,
     calibration_section,
     continual_section,
@@ -94,6 +96,7 @@ FURTHER: dict[str, tuple[Callable[[Path], Record], Callable[[Record], str]]] = {
     "als.json": (als_section.read, als_section.alternating),
     "autoencoder.json": (autoencoder_section.read, autoencoder_section.autoencoder),
     "shards.json": (shards_section.read, shards_section.sharding),
+    "audit_errors.json": (audit_errors_section.read, audit_errors_section.audit_errors),
     "auditor_coverage.json": (
         auditor_coverage_section.read,
         auditor_coverage_section.auditor_coverage,

@@ -20,7 +20,7 @@ from jaxunlearn.model import Model
 from jaxunlearn.typing import Batch, Data, Params
 
 FIELDS = ("forget", "retain", "adjacent", "held_out")
-MODEL_FUNCTIONS = ("init", "train", "features")
+MODEL_FUNCTIONS = ("init", "train", "features", "hidden", "resume")
 NEEDS = frozenset((*FIELDS, *MODEL_FUNCTIONS, "labels", "key"))
 _UNLABELLED_COLUMNS = ("x", "id", "weight")
 

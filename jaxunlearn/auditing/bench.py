@@ -50,6 +50,7 @@ QUANTISED: dict[str, dict[str, Any]] = {
     "3 bits": {"bits": 3},
 }
 ALPHAS = (0.0, 1.0, 2.0, 5.0, 10.0)  # strength of steering
+ARMS = ("experts", "random", "reconstruction")  # what is steered, and its controls
 SAE_STEPS = 500
 _AT_ONCE = 16  # models in a block
 _RATES = np.concatenate([[0.0], np.geomspace(1e-3, 1, 60)])  # false positive rates of a curve
@@ -162,7 +163,7 @@ class Bench:
             "other_training": audit.recorded_steps(self.steps, self.every).tolist(),
             "pruning": list(SHARES),
             "quantisation": ["32 bits", *QUANTISED],
-            "steering": list(ALPHAS),
+            **{f"steering_{arm}": list(ALPHAS) for arm in ARMS},
         }
         self._programs = self._compiled()
 
@@ -257,12 +258,12 @@ class Bench:
             count = min(10, hidden.shape[-1] // 2)
             return sae, audit.expert_features(sae, hidden, jnp.asarray(target), count=count)
 
-        def steering(params: Params, guide: Guide) -> tuple[Array, Array]:
+        def steering(params: Params, guide: Guide) -> tuple[Array, ...]:
             found = audit.restoration(
                 network, params, guide.params, guide.sae, self.forget.batch,
                 jnp.ones(len(self.forget.y), bool), guide.experts, key=key, alphas=ALPHAS,
             )  # fmt: skip
-            return found.steered["experts"].confidence, found.steered["random"].confidence
+            return tuple(found.steered[arm].confidence for arm in ARMS)
 
         sae, experts = _in_blocks(jax.jit(ensemble(one)), originals)
         self.guide = Guide(jax.device_get(originals), sae, experts)
@@ -289,9 +290,9 @@ class Bench:
             count = len(jax.tree.leaves(params)[0])
             mine = np.arange(count) % len(self.guide.experts)
             guide = jax.tree.map(lambda leaf: leaf[mine], self.guide)
-            experts, random = _in_blocks(self._steering, params, guide)
-            curves["steering"] = experts
-            places["steering"] = np.stack([experts, random], axis=1)
+            arms = _in_blocks(self._steering, params, guide)
+            curves |= {f"steering_{arm}": values for arm, values in zip(ARMS, arms, strict=True)}
+            places["steering"] = np.stack(arms, axis=1)
         numbers = self._membership(logits)
         features = self._features(params)
         numbers |= self._probes(features)

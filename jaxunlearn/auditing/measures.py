@@ -177,9 +177,18 @@ CURVES: dict[str, CurveWords] = {
     "quantisation": CurveWords(
         "Quantisation", "durability", "Forget rows after weights are rounded.", "weights",
     ),
-    "steering": CurveWords(
+    "steering_experts": CurveWords(
         "Steering", "representation",
-        "Forget rows while features of the original that stand for them are injected half-way.",
+        "Forget rows while features of the original that stand for them are injected half-way. "
+        "Read it beside the two controls below.",
         "strength",
+    ),
+    "steering_random": CurveWords(
+        "Steering, control: random features", "representation",
+        "The same with as many features drawn by chance.", "strength",
+    ),
+    "steering_reconstruction": CurveWords(
+        "Steering, control: no features", "representation",
+        "The dictionary of the original alone, nothing injected.", "strength",
     ),
 }  # fmt: skip

@@ -317,9 +317,10 @@ def test_the_class_token_alone_is_the_original_where_nothing_else_is_read():
     rows["y"] = jax.jit(vit.outputs)(original, rows).argmax(-1).astype(jnp.int32)
     target = jnp.arange(30) < 20
     found = restored(vit, unlearned, original, random_sae(), rows, target)
-    assert found.original.accuracy == 1 and found.unlearned.accuracy < 0.8
-    assert found.steered["class_token"].accuracy[1] == found.original.accuracy == 1
-    assert found.rate["class_token"][1] == found.rate["both"][1] == 1
+    assert found.original.accuracy > 0.999 and found.unlearned.accuracy < 0.8
+    assert found.steered["class_token"].accuracy[1] == found.original.accuracy
+    for arm in ("class_token", "both"):
+        np.testing.assert_allclose(found.rate[arm][1], 1, rtol=1e-6)
     np.testing.assert_allclose(
         found.steered["class_token"].confidence[1], found.original.confidence, rtol=1e-4
     )
@@ -351,8 +352,11 @@ def test_the_result_is_the_same_for_any_chunk(chunk):
         restored(MODEL, SUPPRESSED, ORIGINAL, random_sae(False), rows, FIRST, chunk=c)
         for c in (None, chunk)
     )
-    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
-        np.testing.assert_array_equal(a, b)
+    leaves = zip(jax.tree.leaves_with_path(whole), jax.tree.leaves(parts), strict=True)
+    for (path, a), b in leaves:
+        # counts are the same to the bit; probabilities come from products of another shape
+        rounding = {"rtol": 1e-5} if path[-1] == jax.tree_util.GetAttrKey("confidence") else {}
+        np.testing.assert_allclose(a, b, **{"rtol": 0} | rounding)
 
 
 def test_many_models_are_the_single_ones_in_one_program_traced_once():

@@ -93,6 +93,7 @@ def corrected_model(model: Model, correction: Correction) -> Model:
         outputs=over(model.outputs),
         loss=over(model.loss),
         features=over(model.features),
+        hidden=over(model.hidden),
         train=over(model.train),
     )
 
