@@ -240,19 +240,23 @@ class Book:
     def _returned(self, row: Row, key: str) -> bool:
         """Whether the row was nearer to the oracles than to the originals before an attack, and the
         attack brings back more than it gives retrained models, and more than was there."""
+        before, after = (self._known(row, *where) for where in (("pruning", 0), (key, None)))
+        if after.verdict != CAME_BACK or before.effect is None or after.effect is None:
+            return False
+        return before.effect.value < 0.5 and after.effect.low > max(before.effect.high, 0.0)
+
+    def _known(self, row: Row, key: str, place: int | None) -> audit.CameBack:
+        """Knowledge along a curve, or at one place of it: no pruning is the model as it is."""
         assert self.original is not None and self.oracle is not None
-        found = audit.came_back(
-            *(g.measured.curves[key] for g in (row, self.oracle, self.original)),
+        curves = [g.measured.curves[key] for g in (row, self.oracle, self.original)]
+        return audit.came_back(
+            *(values if place is None else values[:, place] for values in curves),
             paired=row.paired,
             level=self.settings.level,
             permutations=self.settings.permutations,
             resamples=self.settings.resamples,
             seed=self.seed,
         )
-        if found.verdict != CAME_BACK or found.effect is None:
-            return False
-        before = found.before
-        return before is None or (before.value < 0.5 and found.effect.low > max(before.high, 0.0))
 
     def _numbers(self, row: Row) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """(measure -> summary, per-example privacy)."""
@@ -260,6 +264,7 @@ class Book:
         found = {key: summary(v, self.settings_of_bench) for key, v in row.measured.numbers.items()}
         found = {k: v and {n: v[n] for n in ("value", "low", "high")} for k, v in found.items()}
         if row.role == "oracle":
+            found |= self.floors  # its own distance is that of its halves
             return {k: v for k, v in found.items() if k in MEASURES}, None
         more, examples = against_oracles(
             self.bench, row.measured, self.oracle.measured, self.original.measured,
