@@ -21,8 +21,8 @@
 | none                      | an error; no empty page is written                             |
 
 The same files give the same bytes: no clock, no machine and no random number is read here. Numbers
-are shown as in the table of `jaxunlearn compare` (`jaxunlearn.audit.tables`), the sentences under
-them follow from the records by rules, and an undefined number is the word "undefined".
+are shown as in the table of `jaxunlearn compare` (`jaxunlearn.reporting.tables`), the sentences
+under them follow from the records by rules, and an undefined number is the word "undefined".
 """
 
 import argparse

@@ -9,7 +9,7 @@ from typing import Any
 from experiments import calibration
 from experiments.markdown import grid, origin, paragraph
 from experiments.records import Record, read_record
-from jaxunlearn.audit.tables import hundredths, number
+from jaxunlearn.reporting.tables import hundredths, number
 
 _GOOD = ("indistinguishable from retraining", "within recipe noise")
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from experiments import calibration_section
 from experiments.comparisons import RESULTS
 from experiments.records import Record
-from jaxunlearn.audit.drawing import DPI, drawing
-from jaxunlearn.audit.labels import Point, place_labels
+from jaxunlearn.reporting.drawing import DPI, drawing
+from jaxunlearn.reporting.labels import Point, place_labels
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "frontier.png"
 _COLOURS = ("#CC79A7", "#E69F00", "#009E73", "#0072B2")  # one a budget, the smallest first

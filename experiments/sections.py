@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.markdown import grid, origin, paragraph
-from jaxunlearn.audit import Verdict, tables
+from jaxunlearn.audit import Verdict
+from jaxunlearn.reporting import tables
 
 Record = Mapping[str, Any]
 

@@ -228,8 +228,8 @@ def _compare(options: argparse.Namespace) -> int:
     folder = _folder(options.out)
     cache = _prepared_jax(options)
     from jaxunlearn import results
-    from jaxunlearn.audit import report
     from jaxunlearn.publishing import publish_text
+    from jaxunlearn.reporting import report
 
     prepare = _prepare_ratings if _is_of_ratings(options.source) else _prepare_classifiers
     task, run = prepare(options, cache)
@@ -259,7 +259,7 @@ def _audit(options: argparse.Namespace) -> int:
     _folder(folder)
     cache = _prepared_jax(options)
     from jaxunlearn import auditing, results
-    from jaxunlearn.audit import front
+    from jaxunlearn.reporting import front
 
     finished = results.read(folder / "results.json")
     labels = None if options.methods is None else _labels(options.methods)

@@ -220,7 +220,7 @@ def _unconverged(each: Specified, reports: Sequence[Any]) -> list[str]:
 
 
 def _shown(plan: Plan) -> dict[str, Any]:
-    """How the report shows this kind of record, see `audit.views`."""
+    """How the report shows this kind of record, see `reporting.views`."""
     if plan.explicit:
         column = {
             "metric": "rmse",

@@ -18,7 +18,7 @@ refused, never guessed at. Undefined numbers are null, never 0 and never NaN.
 | curves | label -> mean ROC of the loss attack                                                  |
 
 A record of recommenders (`jaxunlearn.compare_ratings`) or of a regression has three fields more,
-`column`, `attacks` and `whole`, which `jaxunlearn.audit.views` reads. Schema 2 added them.
+`column`, `attacks` and `whole`, which `jaxunlearn.reporting.views` reads. Schema 2 added them.
 
 A summary is {"value", "low", "high", "per_model"}: mean over models, its bootstrap interval, and
 each model's number. KLoM is a number of the whole group: its interval is over examples, and it has

@@ -339,7 +339,7 @@ def _attacks(plan: Plan) -> list[tuple[str, str]]:
 
 
 def attack_tables(plan: Plan) -> list:
-    """The tables of the membership section, see `audit.views.Attacks`."""
+    """The tables of the membership section, see `reporting.views.Attacks`."""
     titles = {
         "strangers": "Against entries that never were (AUC, and TPR at FPR 0.01)",
         "retain": "Against entries that were kept (AUC, and TPR at FPR 0.01)",

@@ -165,7 +165,7 @@ class RegressionMetrics:
 
 
 def shown(target: Target) -> dict[str, Any]:
-    """How the report shows a record of a regression, see `audit.views`."""
+    """How the report shows a record of a regression, see `reporting.views`."""
     return {
         "column": {
             "metric": "rmse",

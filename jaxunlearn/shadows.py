@@ -128,7 +128,7 @@ def shadow_lira(
     request = task.request(recipe.batch_size)
     built = [(each, _built(each, task, recipe, request)) for each in methods]
     ids, x, y = (task.source.train[name][made.targets] for name in ("id", "x", "y"))
-    margins = _reader(network, x, y)
+    margins = reader(network, x, y)
     notes: list[str] = []
 
     def judged(label: str, params: Params, timing: compare.Timing) -> Shadowed:
@@ -263,7 +263,7 @@ def _at_once(task: Task, rows: int) -> int:
     return max(1, _ROOM // max(1, row * rows))
 
 
-def _reader(network: Model, x: np.ndarray, y: np.ndarray) -> Callable[[Params], np.ndarray]:
+def reader(network: Model, x: np.ndarray, y: np.ndarray) -> Callable[[Params], np.ndarray]:
     """A function of stacked params: (2K, n) float64 margins; NaN for a model that is not finite."""
 
     @jax.jit

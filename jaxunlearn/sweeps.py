@@ -7,7 +7,7 @@ one compiled program; those that shape the program (epochs, names, flags) are st
 that share them share a program. Which is which is found by tracing, not declared: an argument is
 carried if the method can be traced with it unknown.
 
-`jaxunlearn.audit.pareto_front` picks the settings that no other one beats in everything.
+`jaxunlearn.reporting.pareto_front` picks the settings that no other one beats in everything.
 """
 
 import itertools

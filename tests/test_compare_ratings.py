@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from jaxunlearn import audit, data, rating_presets, results, scoring_ratings
-from jaxunlearn.audit import report, tables, views
 from jaxunlearn.compare import keys_of
 from jaxunlearn.compare_ratings import Settings, compare
 from jaxunlearn.rating_presets import Factorisation, parse_methods
+from jaxunlearn.reporting import report, tables, views
 
 USERS, ITEMS = 24, 15
 

@@ -11,8 +11,8 @@ import pytest
 from scipy.stats import wasserstein_distance
 
 from jaxunlearn import audit, compare, data, presets, results, scoring_regression
-from jaxunlearn.audit import report, tables, views
 from jaxunlearn.presets import Recipe, parse_methods
+from jaxunlearn.reporting import report, tables, views
 from jaxunlearn.scoring import Group, Part
 from jaxunlearn.scoring_regression import RegressionMetrics, judge_regression
 

@@ -23,7 +23,7 @@ from jaxunlearn.shadow_design import design, words
 from jaxunlearn.shadows import shadow_lira, train_shadows, unlearn_shadows
 
 RECIPE = presets.Recipe(learning_rate=0.05, batch_size=20, epochs=8)
-METHODS = "retrain,gradient_ascent(epochs=4),neggrad_plus"
+METHODS = "gradient_ascent(epochs=4),neggrad_plus"
 PAIRS = 6
 
 
@@ -228,7 +228,7 @@ def test_little_room_trains_a_few_at_a_time_with_the_same_result(
 
 def test_there_is_a_row_for_no_unlearning_for_retraining_and_for_each_method(found, told):
     assert [row.label for row in found.rows] == ["original", "oracle", *METHODS.split(",")]
-    assert [text.split()[0] for text in told] == ["training", "retraining"] + 3 * ["shadow"]
+    assert [text.split()[0] for text in told] == ["training", "retraining"] + 2 * ["shadow"]
     assert "24 of the 24 forgotten training examples are attacked." in found.words
     assert "6 models that unlearned it" in found.words
 
@@ -241,9 +241,8 @@ def test_what_was_learnt_by_heart_and_not_unlearned_is_found(rows):
     assert original.tpr["0.1"].value > 0.9 and original.tpr["0.001"] is None
 
 
-@pytest.mark.parametrize("label", ["oracle", "retrain"])
-def test_true_retraining_cannot_be_told_from_guessing(rows, label):
-    row = rows[label]
+def test_true_retraining_cannot_be_told_from_guessing(rows):
+    row = rows["oracle"]
     cells = row.examples.size * 2 * PAIRS
     assert abs(row.accuracy.value - 0.5) < 4 * np.sqrt(0.25 / cells)
     assert row.accuracy.low < 0.5 < row.accuracy.high
@@ -256,7 +255,7 @@ def test_a_method_that_forgets_nothing_is_found_as_well(rows):
 
 def test_swapped_twins_make_right_calls_wrong_and_are_noticed(task, network, made, trained, rows):
     """Calls by Gaussians of the right worlds, judged by the wrong ones: 1 - p."""
-    phi = shadows._reader(network, *(task.source.train[c][made.targets] for c in "xy"))(trained)
+    phi = shadows.reader(network, *(task.source.train[c][made.targets] for c in "xy"))(trained)
     scores = shadows.scored("", phi, made.member, relabellings=1, rng=np.random.default_rng(0))
     right = scores.accuracy.value
     assert right == pytest.approx(rows["original"].accuracy.value)
@@ -285,8 +284,8 @@ def test_equal_seeds_give_equal_numbers_and_trained_models_come_from_the_cache(
     assert [row.seconds["run"] for row in again.rows[:2]] == [0.0, 0.0]
     assert again.rows[2].seconds["run"] > 0
     before, after = without_seconds(found), without_seconds(again)
-    assert [row for row in before["rows"] if "retrain" not in row["label"]
-            and "ascent" not in row["label"]] == after["rows"]  # fmt: skip
+    others = [row for row in before["rows"] if "ascent" not in row["label"]]
+    assert others == after["rows"]
     assert before | {"rows": None} == after | {"rows": None}
 
 
@@ -309,7 +308,7 @@ def test_another_seed_or_recipe_is_not_found_in_the_cache(
 def test_a_pair_with_a_model_that_is_not_finite_is_left_out_and_said(
     task, network, cache, found, monkeypatch
 ):
-    reader = shadows._reader
+    reader = shadows.reader
 
     def broken(*arguments):
         margins = reader(*arguments)
@@ -321,7 +320,7 @@ def test_a_pair_with_a_model_that_is_not_finite_is_left_out_and_said(
 
         return read
 
-    monkeypatch.setattr(shadows, "_reader", broken)
+    monkeypatch.setattr(shadows, "reader", broken)
     found = attack(task, network, "", cache=cache)
     assert [row.pairs for row in found.rows] == [5, 5] and found.rows[0].accuracy.value > 0.8
     assert found.notes[0].startswith("original: 1 of 6 pairs have a model that is not finite")

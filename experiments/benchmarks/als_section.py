@@ -6,7 +6,7 @@ from pathlib import Path
 from experiments.benchmarks.als import KIND, OURS, PAIRS, RIVALS, SCHEMA
 from experiments.markdown import grid, origin, paragraph
 from experiments.records import Record, read_record
-from jaxunlearn.audit.tables import number
+from jaxunlearn.reporting.tables import number
 
 ASKED_RATIO, ASKED_TIMES, ASKED_ROWS = 0.8, 10.0, 0.010
 _RUNS = ("rows", "3 sweeps", "converged", "converged, sweeps only", "retrained",

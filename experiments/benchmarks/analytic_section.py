@@ -5,8 +5,8 @@ from pathlib import Path
 from experiments.benchmarks.analytic import DRIFTING, KIND, SCHEMA
 from experiments.markdown import grid, origin, paragraph
 from experiments.records import Record, read_record
-from jaxunlearn.audit.tables import number
 from jaxunlearn.methods.exact.analytic import STATES
+from jaxunlearn.reporting.tables import number
 
 RATIO, DRIFT, GROWTH = 100.0, 1e-6, 1.5  # asked for
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from experiments.benchmarks.autoencoder import EXACT, KIND, PEOPLE, REFITS, SCHEMA
 from experiments.markdown import grid, origin, paragraph
 from experiments.records import Record, read_record
-from jaxunlearn.audit.tables import number
+from jaxunlearn.reporting.tables import number
 
 
 def read(path: Path) -> Record:

@@ -17,7 +17,7 @@ from experiments.benchmarks.curvature import (
 )
 from experiments.markdown import grid, origin, paragraph
 from experiments.records import Record, read_record
-from jaxunlearn.audit.tables import NOT_APPLICABLE, number
+from jaxunlearn.reporting.tables import NOT_APPLICABLE, number
 
 RIVALS = {
     "reference": "own vmap",

@@ -7,7 +7,7 @@ from pathlib import Path
 from experiments.benchmarks.kernel import KIND, RHO, SCHEMA
 from experiments.markdown import grid, origin, paragraph
 from experiments.records import Record, read_record
-from jaxunlearn.audit.tables import NOT_APPLICABLE, number
+from jaxunlearn.reporting.tables import NOT_APPLICABLE, number
 
 _AGREE = 1e-6  # asked for in float64
 

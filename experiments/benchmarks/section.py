@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.markdown import grid, origin, paragraph
-from jaxunlearn.audit.tables import NOT_APPLICABLE, number
+from jaxunlearn.reporting.tables import NOT_APPLICABLE, number
 
 Record = Mapping[str, Any]
 

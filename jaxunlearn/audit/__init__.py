@@ -68,7 +68,6 @@ from .forgetting_quality import forgetting_null as forgetting_null
 from .forgetting_quality import forgetting_quality as forgetting_quality
 from .forgetting_rate import forgetting_rate as forgetting_rate
 from .forgetting_rate import membership_threshold as membership_threshold
-from .frontier import pareto_front as pareto_front
 from .gaussian_mechanism import gaussian_delta as gaussian_delta
 from .gaussian_mechanism import gaussian_epsilon as gaussian_epsilon
 from .gaussian_mechanism import noise_p_value as noise_p_value

@@ -3,6 +3,8 @@ come back?
 
     remade          a finished comparison made again, models and all
     bench           what is measured of an ensemble, under equal conditions
+    blocks          rows and models in blocks of one size
+    durability, membership, representation    what is asked of one model
     planted         models whose answer is known
     suite           the audits in words, and how each places models apart
     distinguishing  the numbers that need two ensembles

@@ -132,7 +132,7 @@ class Bench:
         return some_rows(columns, most, name=name, seed=self.settings.seed)
 
     def _unseen(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Test rows of the forgotten kind, and the others; all are others if no kind can be told."""
+        """Test rows of the forgotten kind, and the others: all, if no kind can be told."""
         columns = self.task.columns("test", "all")
         of_kind = np.isin(columns["y"], self.classes)
         if "forget" in self.task.parts("test"):
@@ -200,10 +200,8 @@ class Bench:
         run = self._featured
         if run is None:
             return {}
-        return {
-            name: in_blocks(lambda p, x=getattr(self, name).x: run(p, x), params)
-            for name in _FEATURED
-        }
+        sets = {name: getattr(self, name).x for name in _FEATURED}
+        return {name: in_blocks(lambda p, x=x: run(p, x), params) for name, x in sets.items()}
 
     def accuracies(self, measured: Measured) -> dict[str, np.ndarray]:
         """part -> (M,) accuracy; NaN for a model whose outputs are not finite."""

@@ -30,7 +30,8 @@ def against_oracles(
 
     Args:
       bench: what both were measured by.
-      own, oracle: of M >= 3 and N >= 3 models.
+      own, oracle: of M and N models. With fewer than three of either there is no likelihood ratio,
+        with fewer than six oracles no floor of it: absent.
       original: for what is relative to the original; None leaves that out.
       resamples, seed: of the intervals.
 
@@ -62,9 +63,16 @@ def against_oracles(
     examples: dict[str, Any] | None = {}
     for part in ("forget", "retain"):
         rows = _thinned(bench, part, mine[part].shape[1])
-        attack = audit.world_lira(mine[part][:, rows], theirs[part][:, rows], rng=rng)
-        floor = audit.world_lira_floor(theirs[part][:, rows], rng=rng)
-        examples[part] = {"score": attack.examples, "floor": floor.examples}
+        try:
+            attack = audit.world_lira(mine[part][:, rows], theirs[part][:, rows], rng=rng)
+        except audit.TooFew:
+            examples = None
+            break
+        try:
+            floor = audit.world_lira_floor(theirs[part][:, rows], rng=rng).examples
+        except audit.TooFew:
+            floor = None
+        examples[part] = {"score": attack.examples, "floor": floor}
         if part == "retain":
             found["lira_retain"] = attack.accuracy._asdict()
             continue

@@ -71,14 +71,14 @@ def attacks(
         curve = audit.relearning_curve(
             network, params, shown, held, tx=tx, steps=steps, every=every, key=key
         )
-        return curve.watched["held"].confidence
+        return _confidence(curve, "held")
 
     def few_examples(params: Params) -> Array:
         curve = audit.relearning_by_examples(
             network, params, shown, held, counts=counts, tx=tx,
             steps=max(1, steps // 2), key=key,
         )  # fmt: skip
-        return curve.watched["held"].confidence[:, -1]
+        return _confidence(curve, "held")[:, -1]
 
     def fresh_head(params: Params) -> Array:
         mixed = Rows(*(np.concatenate(both) for both in zip(rows.shown, rows.taught, strict=True)))
@@ -86,14 +86,14 @@ def attacks(
             network, audit.with_fresh_layer(params, fresh), _data(mixed, recipe), held,
             tx=tx, steps=steps, every=every, key=key,
         )  # fmt: skip
-        return curve.watched["held"].confidence
+        return _confidence(curve, "held")
 
     def other_training(params: Params) -> Array:
         curve = audit.relearning_curve(
             network, params, others, {"forget": forget.batch},
             tx=tx, steps=steps, every=every, key=key,
         )  # fmt: skip
-        return curve.watched["forget"].confidence
+        return _confidence(curve, "forget")
 
     def pruning(params: Params) -> Array:
         def at(share: Array) -> Array:
@@ -150,6 +150,10 @@ def has_head(network: Model, fresh: Params | None) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _confidence(curve: Any, name: str) -> Array:
+    return curve.watched[name].confidence
 
 
 def _data(rows: Rows, recipe: Recipe) -> InMemory:

@@ -21,7 +21,8 @@ a curve can be followed from before an attack to after it.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,7 +49,7 @@ class Settings:
       permutations, resamples: of the tests and of the intervals.
       rows: examples of a part that are attacked, at most, >= 4.
       steps: minibatches of relearning and of other training, >= 1.
-      shadows: pairs of shadow models for U-LiRA; 0: none.
+      shadows: pairs of shadow models for U-LiRA, >= 4; 0: none.
     """
 
     level: float = 0.05
@@ -67,6 +68,14 @@ class Settings:
                 )
         if not 0 < self.level < 1:
             raise ValueError(f"level: expected a number between 0 and 1, got {self.level}.")
+        if 1 / (1 + self.permutations) > self.level:
+            raise ValueError(
+                f"permutations: {self.permutations} relabellings cannot give a p-value of "
+                f"{self.level:g}, so nothing could be flagged. Take at least "
+                f"{math.ceil(1 / self.level) - 1}."
+            )
+        if 0 < self.shadows < 4:
+            raise ValueError(f"shadows: expected 0 or at least 4 pairs, got {self.shadows}.")
 
 
 class Row(NamedTuple):
@@ -92,7 +101,7 @@ class Book:
         self.waiting: list[Row] = []
         self.original: Row | None = None
         self.oracle: Row | None = None
-        self.recipes: dict[str, dict[str, float]] = {}  # label -> audit -> energy
+        self.recipes: list[Row] = []
         self.rows: list[dict[str, Any]] = []
         self.audits: list[str] = []
 
@@ -106,14 +115,7 @@ class Book:
             self.audits = list(distances([self.original.measured, row.measured]))
             self.waiting = [self.original, row]
         elif row.role == "recipe":
-            assert self.oracle is not None
-            found = distances([row.measured, self.oracle.measured])
-            own, theirs = range(row.models), range(row.models, row.models + self.oracle.models)
-            self.recipes[row.label] = {
-                key: audit.energy(D, own, theirs)
-                for key, D in found.items()
-                if np.isfinite(D).all()
-            }
+            self.recipes.append(row)
         else:
             self.flush()
             self.rows.append(self.judged(row))
@@ -138,7 +140,7 @@ class Book:
     def judged(self, row: Row) -> dict[str, Any]:
         """The row of the record."""
         assert self.original is not None and self.oracle is not None
-        found = self._evidence(row)
+        found, floors = self._evidence(row)
         numbers, examples = self._numbers(row)
         return {
             "label": row.label,
@@ -146,13 +148,13 @@ class Book:
             "models": row.models,
             "words": row.words,
             "expected": row.expected,
-            "finding": None if row.role == "oracle" else self._finding(row, found),
+            "finding": None if row.role == "oracle" else self._finding(row, found, floors),
             "evidence": {} if found is None else {
                 key: {
                     "p_value": each.p_value,
                     "energy": each.energy,
                     "resolution": each.resolution,
-                    "recipe": self._recipe_floor(key),
+                    "recipe": floors.get(key),
                     "direction": each.direction,
                     "along": None if each.moved is None else each.moved.along._asdict(),
                 }
@@ -167,22 +169,33 @@ class Book:
             "roc": self.bench.roc(row.measured),
         }  # fmt: skip
 
-    def _recipe_floor(self, key: str) -> float | None:
-        found = [energies[key] for energies in self.recipes.values() if key in energies]
-        return max(found) if found else None
+    def _evidence(self, row: Row) -> tuple[audit.Evidence | None, dict[str, float]]:
+        """The exact test, and how far the oracles of other recipes are from those of the run.
 
-    def _evidence(self, row: Row) -> audit.Evidence | None:
-        """The exact test; None for the oracles, and where a model is not finite."""
+        All of them are in one matrix, since an audit of numbers measures them by their deviation
+        over the models that are in it. No test for the oracles, and where a model is not finite.
+        """
         assert self.original is not None and self.oracle is not None
         if row.role == "oracle":
-            return None
+            return None, {}
         itself = row.role == "original"
         groups = [row, self.oracle] if itself else [row, self.oracle, self.original]
-        found = distances([group.measured for group in groups])
-        if not all(np.isfinite(D).all() for D in found.values()):
-            return None
-        ends = np.cumsum([0, *(group.models for group in groups)])
+        together = [*groups, *self.recipes]
+        found = distances([group.measured for group in together])
+        ends = np.cumsum([0, *(group.models for group in together)])
         spans = [range(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        tested = ends[len(groups)]
+        if not all(np.isfinite(D[:tested, :tested]).all() for D in found.values()):
+            return None, {}
+        floors = {
+            key: max(energies)
+            for key, D in found.items()
+            if (energies := [
+                audit.energy(D, span, spans[1])
+                for span in spans[len(groups) :]
+                if np.isfinite(D[np.ix_(span, range(tested))]).all()
+            ])
+        }  # fmt: skip
         return audit.evidence(
             found,
             spans[0],
@@ -193,11 +206,17 @@ class Book:
             permutations=self.settings.permutations,
             resamples=self.settings.resamples,
             seed=self.seed,
-        )
+        ), floors
 
-    def _finding(self, row: Row, found: audit.Evidence | None) -> dict[str, Any]:
+    def _finding(
+        self, row: Row, found: audit.Evidence | None, floors: Mapping[str, float]
+    ) -> dict[str, Any]:
         if found is None:
             broken = self.bench.broken(row.measured)
+            if not broken:
+                verdict = audit.Verdict.NOT_INFORMATIVE.value
+                words = "originals or oracles gave non-finite outputs"
+                return _found(verdict, f"{verdict}: {words}", None, [], [])
             words = f"collapsed: {broken} of {row.models} models gave non-finite outputs"
             return _found("collapsed", words, None, [], [])
         flagged = list(found.flagged(self.settings.level))
@@ -210,7 +229,7 @@ class Book:
         told = f"{count} of {total} audits tell its models from true retrainings ({p})"
         beyond = [
             key for key in flagged
-            if (floor := self._recipe_floor(key)) is None or found.findings[key].energy > floor
+            if key not in floors or found.findings[key].energy > floors[key]
         ]  # fmt: skip
         if not beyond:
             verdict = audit.Verdict.RECIPE_NOISE.value

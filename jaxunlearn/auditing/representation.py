@@ -140,7 +140,7 @@ def learned_guide(
 
 
 def steering(network: Model, forget: Rows, *, key: Key) -> Callable[[Params, Guide], tuple]:
-    """(params, guide) of one model -> its curves, (A,) knowledge of the forget rows for each arm."""
+    """(params, guide) of one model -> for each arm (A,) knowledge of the forget rows."""
 
     def curves(params: Params, guide: Guide) -> tuple[Array, ...]:
         found = audit.restoration(

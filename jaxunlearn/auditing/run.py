@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxunlearn import audit, compare
-from jaxunlearn.audit.report import command as report_command
 from jaxunlearn.auditing import planted, remade
 from jaxunlearn.auditing.bench import Bench
 from jaxunlearn.auditing.judging import Book, Row, Settings
 from jaxunlearn.cache import Cache
 from jaxunlearn.publishing import publish_text
+from jaxunlearn.reporting.report import command as report_command
 from jaxunlearn.results import Results, plain
 
 SCHEMA = 1
@@ -54,7 +54,7 @@ def audit_comparison(
       say: progress, called with a text and the seconds since the start.
 
     Returns:
-      Plain data; see `jaxunlearn.audit.reading` for its fields.
+      Plain data; see `jaxunlearn.reporting.reading` for its fields.
 
     Raises:
       ValueError: a comparison of recommenders or of a regression, data that are not those of the
@@ -109,7 +109,7 @@ def audit_comparison(
     if doubt:
         return _nothing(record, settings, doubt)
     shadows = None
-    if settings.shadows:
+    if settings.shadows and task.train_parts["forget"].size >= 2:
         from jaxunlearn.shadows import shadow_lira
 
         progress(f"training {2 * settings.shadows} shadow models")
@@ -186,16 +186,19 @@ def write(
     Returns:
       The paths written.
     """
-    from jaxunlearn.audit import page_names, pages, report
+    from jaxunlearn.reporting import page_names, pages, report
 
     text = json.dumps(found, indent=1, allow_nan=False)
+    report_page = report.html(finished.record, found)
+    made = {folder / name: page for name, page in pages.pages(found).items()}
+    (folder / page_names.PAGES).mkdir(exist_ok=True)  # from here on all is made, and is written
+    written = [publish(path, page) for path, page in made.items()]
     written = [
         publish(folder / "audit.json", text),
-        publish(folder / "report.html", report.html(finished.record, found)),
+        publish(folder / "report.html", report_page),
+        *written,
     ]
-    made = {folder / name: page for name, page in pages.pages(found).items()}
-    (folder / page_names.PAGES).mkdir(exist_ok=True)
     for stale in (folder / page_names.PAGES).glob("*.html"):
         if stale not in made:
             stale.unlink()
-    return written + [publish(path, page) for path, page in made.items()]
+    return written

@@ -126,7 +126,8 @@ def distances(groups: Sequence[Measured]) -> dict[str, np.ndarray]:
     """audit -> (M, M) distances between all models of these groups, in their order.
 
     Audits that some group was not measured by (no such part, no features) are absent. A model
-    without finite outputs has NaN distances there.
+    without finite outputs has NaN distances there; models whose features are constant or not finite
+    are alike, and as far as can be from all others.
     """
     found: dict[str, np.ndarray] = {}
     for key in AUDITS:
@@ -147,7 +148,12 @@ def distances(groups: Sequence[Measured]) -> dict[str, np.ndarray]:
 def _cka_distances(features: np.ndarray) -> np.ndarray | None:
     if features.shape[1] < 4:
         return None
-    return audit.cka_distance(audit.cka_matrix(features))
+    similar = audit.cka_matrix(features)
+    D = audit.cka_distance(similar)
+    lost = np.isnan(np.diagonal(similar))
+    D[lost], D[:, lost] = np.sqrt(2), np.sqrt(2)
+    D[np.ix_(lost, lost)] = 0.0
+    return D
 
 
 def _joined(groups: Sequence[Measured], read, place) -> np.ndarray | None:

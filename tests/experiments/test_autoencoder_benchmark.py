@@ -8,7 +8,7 @@ import pytest
 from experiments import benchmarks_md
 from experiments.benchmarks import autoencoder, autoencoder_section
 from experiments.benchmarks.autoencoder import REFITS
-from jaxunlearn.audit.tables import number
+from jaxunlearn.reporting.tables import number
 from tests.experiments.records import record as comparison
 
 

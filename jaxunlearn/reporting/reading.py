@@ -19,9 +19,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from jaxunlearn.audit.verdict import Verdict
+
 from .glossary import FAMILIES
 from .tables import UNDEFINED
-from .verdict import Verdict
 
 Record = Mapping[str, Any]
 

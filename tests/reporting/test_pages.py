@@ -8,10 +8,10 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from jaxunlearn.audit import attack_pictures, audit_pictures, pages
-from jaxunlearn.audit.audit_pictures import ORACLE, ORIGINAL, ROW
-from tests.audit.audit_records import AUDITS, CURVES, MEASURES, ROWS, plausible, row_of
-from tests.audit.page_reader import Page, cells_of
+from jaxunlearn.reporting import attack_pictures, audit_pictures, pages
+from jaxunlearn.reporting.audit_pictures import ORACLE, ORIGINAL, ROW
+from tests.reporting.audit_records import AUDITS, CURVES, MEASURES, ROWS, plausible, row_of
+from tests.reporting.page_reader import Page, cells_of
 
 SHOWN = ("original", "oracle", "ssd(alpha=5)", "gradient_ascent")
 

@@ -7,7 +7,7 @@ may be concluded from an audit, `FAMILIES` what a family of audits asks, `DIRECT
 models lie. The definitions are in the modules that compute them.
 """
 
-from .verdict import Verdict
+from jaxunlearn.audit.verdict import Verdict
 
 VERDICTS: dict[str, str] = {
     Verdict.INDISTINGUISHABLE.value: (

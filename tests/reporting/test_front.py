@@ -10,10 +10,10 @@ import re
 
 import pytest
 
-from jaxunlearn.audit import badges, controls, front, page_names, reading, trust
-from jaxunlearn.audit.glossary import DIRECTIONS, FAMILIES, LIGHTS
-from tests.audit.audit_records import AUDITS, MEASURES, ROWS, plausible, row_of
-from tests.audit.page_reader import Page, cells_of, section
+from jaxunlearn.reporting import badges, controls, front, page_names, reading, trust
+from jaxunlearn.reporting.glossary import DIRECTIONS, FAMILIES, LIGHTS
+from tests.reporting.audit_records import AUDITS, MEASURES, ROWS, plausible, row_of
+from tests.reporting.page_reader import Page, cells_of, section
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,13 @@ from html import unescape
 import numpy as np
 import pytest
 
-from jaxunlearn.audit import pictures, reading, report, tables
-from jaxunlearn.audit.drawing import folded
-from jaxunlearn.audit.glossary import METRICS, VERDICTS
-from jaxunlearn.audit.labels import Point, place_labels
 from jaxunlearn.audit.verdict import Verdict
-from tests.audit import audit_records
-from tests.audit.page_reader import Page
+from jaxunlearn.reporting import pictures, reading, report, tables
+from jaxunlearn.reporting.drawing import folded
+from jaxunlearn.reporting.glossary import METRICS, VERDICTS
+from jaxunlearn.reporting.labels import Point, place_labels
+from tests.reporting import audit_records
+from tests.reporting.page_reader import Page
 
 PARTS = {
     "forget": "training examples to forget",

@@ -20,7 +20,8 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .groups import KEPT
+from jaxunlearn.audit.groups import KEPT
+
 from .views import Column, column
 
 UNDEFINED = "undefined"

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from jaxunlearn.audit import pareto_front, report
-from jaxunlearn.audit.frontier import _staircase, frontier, unbeaten
-from jaxunlearn.audit.tables import lines
+from jaxunlearn.reporting import pareto_front, report
+from jaxunlearn.reporting.frontier import _staircase, frontier, unbeaten
+from jaxunlearn.reporting.tables import lines
 
 from .test_report import FLOORS, plausible
 
