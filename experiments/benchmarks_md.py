@@ -16,6 +16,7 @@
 | `kernel.json`             | the section on leaving rows out of kernel machines             |
 | `autoencoder.json`        | the section on deleting people from a linear autoencoder       |
 | `shards.json`             | the section on sharded training                                |
+| `shadows.json`            | the section on the attack with shadow models                   |
 | `audit_errors.json`       | the section on false alarms and power of the audits            |
 | `auditor_coverage.json`   | the section on the auditors, audited                           |
 | none                      | an error; no empty page is written                             |
@@ -45,6 +46,7 @@ from experiments.benchmarks import (
     curvature_section,
     ensemble,
     kernel_section,
+    shadows_section,
     shards_section,
 )
 from experiments.benchmarks.section import many_models
@@ -96,6 +98,7 @@ FURTHER: dict[str, tuple[Callable[[Path], Record], Callable[[Record], str]]] = {
     "als.json": (als_section.read, als_section.alternating),
     "autoencoder.json": (autoencoder_section.read, autoencoder_section.autoencoder),
     "shards.json": (shards_section.read, shards_section.sharding),
+    "shadows.json": (shadows_section.read, shadows_section.attacks),
     "audit_errors.json": (audit_errors_section.read, audit_errors_section.audit_errors),
     "auditor_coverage.json": (
         auditor_coverage_section.read,

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 REBUILT = ("finetune", "neggrad_plus", "gradient_ascent", "random_labels")
+_ENDLESS = 10**9  # passes over the forget rows, which are cycled
 
 
 def torch_protocol(
@@ -99,8 +100,8 @@ def torch_protocol(
     def neggrad_plus(
         model: Any, retain: Any, forget: Any, epochs: int, alpha: float
     ) -> Iterator[Any]:
-        down = plain(model, retain, epochs)
-        return (alpha * a - (1 - alpha) * b for a, b in zip(down, plain(model, forget, 10**9)))  # noqa: B905
+        pairs = zip(plain(model, retain, epochs), plain(model, forget, _ENDLESS), strict=False)
+        return (alpha * down - (1 - alpha) * up for down, up in pairs)
 
     def random_labels(model: Any, retain: Any, forget: Any, epochs: int) -> Iterator[Any]:
         asked = torch.zeros(len(y), dtype=torch.bool)
@@ -115,12 +116,14 @@ def torch_protocol(
     seconds = dict.fromkeys(("training", *settings), 0.0)
     margins: dict[str, list[np.ndarray]] = {stage: [] for stage in seconds}
 
-    def timed(stage: str, start: Any, act: Callable[[Any], None]) -> Any:
+    def timed(
+        stage: str, start: Any, rate: float, losses: Callable, *arguments: Any, **options: Any
+    ) -> Any:
         begin = time.perf_counter()
         model = network()
         if start is not None:
             model.load_state_dict(start.state_dict())
-        act(model)
+        descend(model, rate, losses(model, *arguments, **options))
         seconds[stage] += time.perf_counter() - begin
         with torch.no_grad():
             z = model(x[targets])
@@ -132,15 +135,9 @@ def torch_protocol(
     for mine, gone in zip(trained, forgotten, strict=True):
         rows, forget = torch.tensor(mine).long(), torch.tensor(gone).long()
         retain = rows[~torch.isin(rows, forget)]
-        shadow = timed(
-            "training", None, lambda m: descend(m, learning_rate, plain(m, rows, epochs))
-        )
+        shadow = timed("training", None, learning_rate, plain, rows, epochs)
         for name, arguments in settings.items():
             options = dict(arguments)
             rate = options.pop("learning_rate")
-
-            def act(model: Any) -> None:
-                descend(model, rate, methods[name](model, retain, forget, **options))
-
-            timed(name, shadow, act)
+            timed(name, shadow, rate, methods[name], retain, forget, **options)
     return seconds, {stage: np.stack(found) for stage, found in margins.items()}

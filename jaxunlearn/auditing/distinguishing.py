@@ -91,10 +91,12 @@ def against_oracles(
     }, examples
 
 
-def floors_of(bench: Bench, oracle: Measured, resamples: int, seed: int) -> dict[str, Any]:
+def floors_of(
+    bench: Bench, oracle: Measured, resamples: int, seed: int, original: Measured | None = None
+) -> dict[str, Any]:
     """The same numbers of one half of the oracles against the other half."""
     first, second = (_half(oracle, side) for side in (0, 1))
-    return against_oracles(bench, first, second, None, resamples=resamples, seed=seed)[0]
+    return against_oracles(bench, first, second, original, resamples=resamples, seed=seed)[0]
 
 
 def _half(group: Measured, side: int) -> Measured:

@@ -110,7 +110,10 @@ class Book:
             self.original = row
         elif row.role == "oracle":
             self.oracle = row
-            self.floors = floors_of(self.bench, row.measured, self.settings.resamples, self.seed)
+            start = None if self.original is None else self.original.measured
+            self.floors = floors_of(
+                self.bench, row.measured, self.settings.resamples, self.seed, start
+            )
             assert self.original is not None
             self.audits = list(distances([self.original.measured, row.measured]))
             self.waiting = [self.original, row]

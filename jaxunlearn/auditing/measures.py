@@ -90,7 +90,9 @@ MEASURES: dict[str, Measure] = {
         "Forgotten training rows against unseen rows of the same kind.", digits=3,
     ),
     "forget_tpr_tenth": Measure(
-        "Loss attack: found at 10 % false alarms", "membership", "", "%", scale=100.0, digits=1,
+        "Loss attack: found at 10 % false alarms", "membership",
+        "Share of the forget rows that look more like training rows than nine in ten unseen ones.",
+        "%", scale=100.0, digits=1,
     ),
     "forget_tpr_percent": Measure(
         "Loss attack: found at 1 % false alarms", "membership",
@@ -115,7 +117,7 @@ MEASURES: dict[str, Measure] = {
         "Steps until relearned", "durability",
         "Minibatches of forget rows until the rows held back are known as well as by the original, "
         "less 0.05; capped at the length of the run.",
-        "steps", digits=1,
+        digits=1,
     ),
     "anamnesis": Measure(
         "Anamnesis index", "durability",

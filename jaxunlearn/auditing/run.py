@@ -59,6 +59,7 @@ def audit_comparison(
     Raises:
       ValueError: a comparison of recommenders or of a regression, data that are not those of the
         comparison, models that cannot be made again.
+      TooFew: so few models that nothing could be flagged.
 
     Cost: the models of the comparison (from the cache, but for the methods), 2 x seeds planted
     ones, three short trainings of every model, and (1 + methods) x 2 x shadows trainings or
@@ -76,6 +77,13 @@ def audit_comparison(
     if finished.status != "informative":
         reason = finished.status.removeprefix("not informative: ")
         return _nothing(record, settings, f"the comparison itself says nothing ({reason})")
+    least = audit.smallest_p_value(made.seeds, made.oracles)
+    if least > settings.level:
+        raise audit.TooFew(
+            f"audit: {made.seeds} models against {made.oracles} oracles cannot give p below "
+            f"{least:.2g}, so nothing could be flagged at level {settings.level:g}. Compare anew "
+            "with more --seeds and --oracles."
+        )
     network = compare.network_of(task.source, made.recipe)
     bench = Bench(network, task, made, rows=settings.rows, steps=settings.steps)
     book = Book(bench, settings, made.seed)
