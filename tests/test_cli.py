@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import jax
 import pytest
 
 from jaxunlearn import (
+    auditing,
     calibration,
     cli,
     compare,
@@ -28,6 +30,8 @@ from jaxunlearn import (
     results,
 )
 from jaxunlearn.cli import main, parser
+from jaxunlearn.reporting import pages, report
+from tests.reporting import audit_records
 
 SMALL = ["--seeds", "3", "--oracles", "4", "--epochs", "4", "--methods", "ssd", "--rows", "100"]
 
@@ -548,6 +552,203 @@ def test_methods_for_ratings_are_listed_and_shown(capsys):
     assert all(re.search(rf"^  {name} ", listed, re.M) for name in rating_presets.METHODS)
     assert run("methods", "als") == 0
     assert "mode='converged'" in capsys.readouterr().out
+
+
+# --- The audit of a finished comparison -------------------------------------------------------
+
+
+@pytest.fixture
+def finished(small, tmp_path):
+    """A folder with the files of `small`."""
+    folder = tmp_path / "finished"
+    shutil.copytree(small[0], folder)
+    return folder
+
+
+@pytest.fixture
+def audited(monkeypatch):
+    """An audit that tells of one stage and hands over a record; pages without pictures."""
+    seen = {}
+
+    def again(results, settings, **options):
+        options["say"]("auditing in play", 1.0)
+        seen.update(options, results=results, settings=settings)
+        return audit_records.plausible(labels=("original", "oracle", "retrain", "head mask"))
+
+    monkeypatch.setattr(auditing, "audit_comparison", again)
+    monkeypatch.setattr(pages, "page", lambda audit, row: f"<p>{row['label']}")
+    monkeypatch.setattr(report, "html", lambda record, audit: f"<p>{audit['command']}")
+    return seen
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_audit_writes_its_files_beside_the_comparison_and_says_where(finished, audited, capsys):
+    before = files(finished)
+    assert run("audit", "--run", finished, "--no-cache") == 0
+    out, err = capsys.readouterr()
+    assert sorted(os.listdir(finished)) == [
+        "audit.json", "pages", "report.html", "report.png", "results.json",
+    ]  # fmt: skip
+    assert before[finished / "results.json"] == (finished / "results.json").read_bytes()
+    names = ", ".join(str(finished / name) for name in ("audit.json", "report.html"))
+    assert out.endswith(f"wrote {names}, 3 pages in {finished / 'pages'}\n")
+    assert "note: gradient_ascent: all models gave non-finite outputs." in out
+    assert "   1.0 s  auditing in play\n" in err and "auditing in play" not in out
+
+
+def test_an_audit_prints_a_line_for_each_row_with_its_verdict(finished, audited, capsys):
+    assert run("audit", "--run", finished, "--quiet", "--no-cache") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert re.search(r"^ *retrain\b.*indistinguishable from retraining", out, re.M)
+    assert re.search(r"^ *head mask\b.*flagged, as it must be", out, re.M)
+
+
+def test_the_options_reach_the_audit_and_its_command_asks_for_the_same(finished, audited):
+    words = "--methods ssd --shadows 0 --steps 3 --rows 5 --permutations 99".split()
+    assert run("audit", "--run", finished, *words, "--quiet", "--no-cache") == 0
+    assert audited["settings"] == auditing.Settings(shadows=0, steps=3, rows=5, permutations=99)
+    assert audited["methods"] == ["ssd"] and audited["cache"] is None
+    assert audited["results"] == results.read(finished / "results.json")
+    command = json.loads((finished / "audit.json").read_text(encoding="utf-8"))["command"]
+    again = parser().parse_args(shlex.split(command)[1:])
+    assert vars(again) == vars(parser().parse_args(["audit", "--run", str(finished), *words]))
+
+
+def test_the_defaults_of_an_audit_are_those_of_the_library():
+    options = parser().parse_args(["audit", "--run", "x"])
+    settings = auditing.Settings(
+        shadows=options.shadows,
+        steps=options.steps,
+        rows=options.rows,
+        permutations=options.permutations,
+    )
+    assert settings == auditing.Settings() and options.methods is None
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_without_results_is_no_run(capsys, tmp_path, there):
+    folder = tmp_path / "elsewhere"
+    if there:
+        folder.mkdir()
+    err = refused(capsys, "audit", "--run", folder)
+    assert "holds no results.json. Give the --out folder of a finished" in err
+    assert folder.exists() == there  # nothing is made
+
+
+def test_an_audit_needs_a_run(capsys):
+    assert "the following arguments are required: --run" in refused(capsys, "audit")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--methods", "sdd"], "'sdd' is unknown. Did you mean 'ssd'"),
+        (["--methods", "retrain"], "this comparison has no such row: 'retrain' is unknown"),
+        (["--shadows", "2"], "shadows: expected 0 or at least 4 pairs, got 2"),
+        (["--rows", "3"], "--rows: expected an integer of at least 4, got '3'"),
+        (["--steps", "0"], "--steps: expected an integer of at least 1, got '0'"),
+        (["--permutations", "18"], "--permutations: expected an integer of at least 19"),
+        (["--seeds", "4"], "unknown option --seeds"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_audited_is_refused_before_any_model_is_made(
+    capsys, monkeypatch, finished, words, message
+):
+    monkeypatch.setattr(compare, "ensembles_of", unreachable)
+    before = files(finished)
+    assert run("audit", "--run", finished, "--no-cache", "--quiet", *words) == 2
+    assert message in capsys.readouterr().err
+    assert files(finished) == before
+
+
+def test_results_that_were_edited_are_not_audited(capsys, monkeypatch, finished):
+    monkeypatch.setattr(auditing, "audit_comparison", unreachable)
+    path = finished / "results.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"seeds": 3', '"seeds": 4'))
+    assert "'settings' is not what was written: the file was edited" in refused(
+        capsys, "audit", "--run", finished, "--no-cache"
+    )
+
+
+def test_a_comparison_that_says_nothing_is_not_audited_and_exits_with_3(
+    capsys, monkeypatch, finished
+):
+    monkeypatch.setattr(compare, "ensembles_of", unreachable)
+    record = results.read(finished / "results.json").record
+    bare = results.Results(record | {"status": "not informative: the originals are at chance"})
+    results.write(bare, finished / "results.json")
+    assert run("audit", "--run", finished, "--no-cache", "--quiet") == 3
+    out = " ".join(capsys.readouterr().out.split())
+    assert "the comparison itself says nothing (the originals are at chance)" in out
+    stored = json.loads((finished / "audit.json").read_text(encoding="utf-8"))
+    assert stored["status"].startswith("not informative") and stored["rows"] == []
+    assert "wrote" in out and "pages" not in out
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"),
+    ],
+    ids=["host", "device"],
+)
+def test_out_of_memory_suggests_fewer_rows_and_leaves_all_files(
+    capsys, monkeypatch, finished, error
+):
+    def exhausted(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(compare, "ensembles_of", exhausted)
+    before = files(finished)
+    err = refused(capsys, "audit", "--run", finished, "--no-cache", "--quiet", "--shadows", "0")
+    assert "out of memory. Nothing was written." in err and "--rows" in err
+    assert files(finished) == before
+
+
+def test_another_failure_of_the_program_is_not_taken_for_one_of_memory(monkeypatch, finished):
+    def broken(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+    monkeypatch.setattr(compare, "ensembles_of", broken)
+    before = files(finished)
+    with pytest.raises(RuntimeError, match="INTERNAL: a bug"):
+        run("audit", "--run", finished, "--no-cache", "--quiet", "--shadows", "0")
+    assert files(finished) == before
+
+
+def test_models_of_the_run_come_from_the_cache_that_is_named(finished, audited, tmp_path):
+    kept = tmp_path / "kept"
+    assert run("audit", "--run", finished, "--quiet", "--cache-dir", kept) == 0
+    assert audited["cache"].root == kept / "models"
+
+
+@pytest.mark.slow
+def test_an_audit_with_the_usual_settings_is_made_by_the_program(tmp_path):
+    """In a process of its own, from the comparison on."""
+    kept = ["--cache-dir", str(tmp_path / "kept")]
+    asked = "--seeds 8 --oracles 16 --epochs 15 --methods retrain,finetune".split()
+    folder = str(tmp_path / "out")
+    for words in (["compare", *asked, "--out", folder], ["audit", "--run", folder]):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-m", "jaxunlearn", *words, *kept],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    assert re.search(r"^ *retrain\b.*indistinguishable from retraining", done.stdout, re.M)
+    stored = json.loads((tmp_path / "out" / "audit.json").read_text(encoding="utf-8"))
+    found = {row["label"]: row for row in stored["rows"]}
+    assert found["original"]["finding"]["flagged"]
+    assert found["last layer masked"]["finding"]["flagged"]
+    assert found["half-contaminated oracle"]["finding"]["flagged"]
+    assert stored["shadows"]["pairs"] == 16 and len(stored["audits"]) == 16
+    assert len(list((tmp_path / "out" / "pages").iterdir())) == len(stored["rows"]) - 1
 
 
 # --- Devices ----------------------------------------------------------------------------------

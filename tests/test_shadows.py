@@ -177,7 +177,7 @@ def test_a_shadow_is_the_model_that_training_alone_on_its_rows_gives(
 def test_an_unlearned_shadow_is_what_the_method_gives_on_its_own_forget_set(
     task, network, made, trained
 ):
-    built = presets.build("gradient_ascent", {"epochs": 2}, "random", RECIPE, 3)
+    built = presets.build("gradient_ascent", {"epochs": 4}, "random", RECIPE, 3)
     keys = compare.keys_of(0, "by hand", 2 * PAIRS)
     out = unlearn_shadows(
         network, built, trained, task, made, keys=keys, batch_size=RECIPE.batch_size
@@ -247,6 +247,21 @@ def test_true_retraining_cannot_be_told_from_guessing(rows):
     assert abs(row.accuracy.value - 0.5) < 4 * np.sqrt(0.25 / cells)
     assert row.accuracy.low < 0.5 < row.accuracy.high
     assert row.p_value > 0.05
+
+
+def test_oracles_are_trained_on_what_is_retained_alone(task, network, cache, found, monkeypatch):
+    """Not to be seen in their accuracy: 2K models of one and the same data are all alike."""
+    asked, train_group = [], compare.train_group
+
+    def recorded(*arguments):
+        asked.append(arguments)
+        return train_group(*arguments)
+
+    monkeypatch.setattr(compare, "train_group", recorded)
+    attack(task, network, "", cache=cache, resamples=7)
+    ((_, _, part, recipe, name, count, seed, _),) = asked
+    assert (part, recipe, count, seed) == ("retain", RECIPE, 2 * PAIRS, 0)
+    assert name not in ("original", "oracle")  # keys of their own
 
 
 def test_a_method_that_forgets_nothing_is_found_as_well(rows):

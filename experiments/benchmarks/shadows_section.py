@@ -1,4 +1,4 @@
-"""The section of BENCHMARKS.md on shadow models, from `shadows.json`; every number is the record's."""
+"""The section of BENCHMARKS.md on shadow models, from `shadows.json`; every number is of it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from experiments.benchmarks.shadows import KIND, SCHEMA
 from experiments.markdown import grid, origin, paragraph
 from experiments.records import Record, read_record
-from jaxunlearn.audit.tables import number
+from jaxunlearn.reporting.tables import number
 
 UNDEFINED = "undefined"
 
@@ -90,8 +90,8 @@ def _loop(record: Record) -> str:
         f"**A plain PyTorch loop, extrapolated.** In the same process {torch['models']} of the "
         f"{models} shadows of {torch['task']} were trained one after another, and unlearned by "
         f"{', '.join(stages)}, in {sum(torch['measured'].values()):.1f} s (PyTorch "
-        f"{torch['version']}, {torch['threads']} of {' or '.join(map(str, torch['tried']))} "
-        f"threads, the fastest). All {models} would take {ratio['torch']:.0f} s: this number is "
+        f"{torch['version']}, the faster of {' and '.join(map(str, torch['tried']))} threads: "
+        f"{torch['threads']}). All {models} would take {ratio['torch']:.0f} s: this number is "
         f"measured seconds times {models} / {torch['models']}, and was not run. Ours took "
         f"{number(ratio['ours'])} s for the same stages, and {number(ratio['compile'])} s to "
         f"compile them: {ratio['run']:.1f} times faster, {ratio['with_compile']:.1f} times with "

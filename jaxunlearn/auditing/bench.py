@@ -157,7 +157,7 @@ class Bench:
         (`model.hidden`), nothing is steered."""
         self.guide = representation.learned_guide(
             self.network, originals, self.forget, self.taught,
-            key=self.key, class_token=self.settings.recipe.model == "vit",
+            key=self.key, class_token=False,  # no network of `networks.build` has one
         )  # fmt: skip
 
     def __call__(self, params: Params) -> Measured:
@@ -201,7 +201,10 @@ class Bench:
         if run is None:
             return {}
         sets = {name: getattr(self, name).x for name in _FEATURED}
-        return {name: in_blocks(lambda p, x=x: run(p, x), params) for name, x in sets.items()}
+        found = {
+            name: in_blocks(lambda p, x=x: run(p, x), params) for name, x in sets.items() if len(x)
+        }
+        return {name: found.get(name, found["forget"][:, :0]) for name in _FEATURED}
 
     def accuracies(self, measured: Measured) -> dict[str, np.ndarray]:
         """part -> (M,) accuracy; NaN for a model whose outputs are not finite."""

@@ -32,7 +32,7 @@ from jaxunlearn.auditing import planted
 from jaxunlearn.auditing.bench import Bench, Measured
 from jaxunlearn.auditing.distinguishing import against_oracles, floors_of
 from jaxunlearn.auditing.measures import CURVES, MEASURES
-from jaxunlearn.auditing.suite import DURABLE, described, distances
+from jaxunlearn.auditing.suite import DURABLE, described, distances, undefined
 from jaxunlearn.scoring import summary
 
 CAME_BACK, TRACES = "came back", "forgotten traces remain"
@@ -199,7 +199,7 @@ class Book:
                 if np.isfinite(D[np.ix_(span, range(tested))]).all()
             ])
         }  # fmt: skip
-        return audit.evidence(
+        evidence = audit.evidence(
             found,
             spans[0],
             spans[1],
@@ -209,7 +209,13 @@ class Book:
             permutations=self.settings.permutations,
             resamples=self.settings.resamples,
             seed=self.seed,
-        ), floors
+        )
+        lost = undefined(row.measured)
+        findings = {
+            key: each._replace(moved=None) if key in lost else each
+            for key, each in evidence.findings.items()
+        }
+        return evidence._replace(findings=findings), floors
 
     def _finding(
         self, row: Row, found: audit.Evidence | None, floors: Mapping[str, float]

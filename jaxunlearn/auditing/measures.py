@@ -107,6 +107,12 @@ MEASURES: dict[str, Measure] = {
         "By the model's own attacker, trained on retained against test rows.",
         "%", scale=100.0, digits=1,
     ),
+    "population": Measure(
+        "Population attack", "membership",
+        "Share of unseen rows of the same label that a forget row's margin exceeds, mean over "
+        "rows; 50 % is what a row that was never seen has.",
+        "%", scale=100.0, digits=1,
+    ),
     "exposure": Measure(
         "Exposure", "membership",
         "Rank of each forget row's loss among unseen rows, in bits; 1.44 is what a row that was "

@@ -1,6 +1,7 @@
 """Attacks on membership, model by model: forgotten and retained rows against unseen ones.
 
     AUC, TPR    of the loss, modified entropy and margin, members against unseen rows of the kind
+    population  mean share of unseen rows of a forget row's label with a smaller margin
     exposure    rank of each forget row's loss among those of unseen rows, in bits
     efficacy    share of the forget rows that the model's own attacker calls unseen
 
@@ -57,6 +58,13 @@ def membership(
         for name, fpr in (("tenth", 0.1), ("percent", 0.01), ("permille", 0.001)):
             found[f"{part}_tpr_{name}"] = audit.tpr_at_fpr(inside["loss"], outside["loss"], fpr=fpr)
         if part == "forget":
+            ranks = audit.population_attack(
+                inside["margin"], outside["margin"], labels=labels[part],
+                population_labels=labels[others],
+            )  # fmt: skip
+            known = np.isfinite(ranks)  # not so where no unseen row has the label
+            sums, counts = np.where(known, ranks, 0.0).sum(axis=1), known.sum(axis=1)
+            found["population"] = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
             bits = audit.exposure(-inside["loss"], -outside["loss"])
             if bits is not None:
                 found["exposure"] = bits.mean(axis=1)

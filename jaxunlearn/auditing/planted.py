@@ -79,7 +79,7 @@ def mask_classes(params: Params, classes: np.ndarray) -> Params:
         if "head" not in names or "bias" not in names:
             return leaf
         found.append(names)
-        return leaf.at[..., jnp.asarray(classes)].add(jnp.asarray(MASK, leaf.dtype))
+        return jnp.asarray(leaf).at[..., jnp.asarray(classes)].add(jnp.asarray(MASK, leaf.dtype))
 
     masked = jax.tree_util.tree_map_with_path(lowered, params)
     if len(found) != 1:

@@ -145,6 +145,20 @@ def distances(groups: Sequence[Measured]) -> dict[str, np.ndarray]:
     return found
 
 
+def undefined(group: Measured) -> set[str]:
+    """Audits for which some model of the group has no number, or features that are constant.
+
+    Such models are placed by convention: that they differ is a fact, in which direction is none.
+    """
+    found = {key for key, values in group.places.items() if not np.isfinite(values).all()}
+    for rows in ("forget", "test"):
+        features = group.features.get(rows)
+        if features is not None and features.shape[1] >= 4:
+            if np.isnan(np.diagonal(audit.cka_matrix(features))).any():
+                found.add(f"features_{rows}")
+    return found
+
+
 def _cka_distances(features: np.ndarray) -> np.ndarray | None:
     if features.shape[1] < 4:
         return None

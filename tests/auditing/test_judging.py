@@ -107,7 +107,7 @@ def test_another_difference_is_called_that(book):
 
 def test_models_without_finite_outputs_have_collapsed(book):
     made = made_up.measured(6, 3)
-    made.logits["test"][:2] = np.nan
+    made.logits["forget"][:2] = np.nan
     done = book.judged(row(made))
     found = done["finding"]
     assert found["verdict"] == "collapsed" and found["p_value"] is None
@@ -117,9 +117,21 @@ def test_models_without_finite_outputs_have_collapsed(book):
 
 def test_dead_features_are_a_difference_and_no_collapse(book):
     features = {key: 0 * values for key, values in made_up.measured(6, 3).features.items()}
-    found = said(book, features=features)
+    done = book.judged(row(made_up.measured(6, 3)._replace(features=features)))
+    found = done["finding"]
+    assert done["evidence"]["features_forget"]["direction"] is None  # nowhere, so in no direction
     assert set(found["flagged"]) == {"features_forget", "features_test"}
-    assert found["verdict"] in ("differs from retraining", "forgotten traces remain")
+    assert found["verdict"] == "differs from retraining"
+
+
+def test_a_number_that_is_undefined_tells_models_apart_and_gives_no_direction(book):
+    made = made_up.measured(6, 3)
+    made.places["probes"][:] = np.nan
+    done = book.judged(row(made))
+    assert done["finding"]["flagged"] == ["probes"]
+    assert done["finding"]["verdict"] == "differs from retraining"
+    assert done["evidence"]["probes"]["direction"] is None
+    assert done["evidence"]["pruning"]["direction"] is not None
 
 
 def test_broken_oracles_are_not_held_against_the_method(groups):
@@ -134,12 +146,8 @@ def test_broken_oracles_are_not_held_against_the_method(groups):
 
 def test_no_farther_than_another_recipe_is_within_recipe_noise(groups):
     far = [
-        row(
-            made_up.measured(4, 7 + i, {"membership": t, "outputs_test": t}),
-            f"recipe {i}",
-            "recipe",
-        )
-        for i, t in enumerate((0.1, 0.7))
+        row(made_up.measured(4, 7, {"membership": t, "outputs_test": t}), f"recipe {t}", "recipe")
+        for t in (0.1, 0.7)
     ]
     book = opened(groups, *far)
     assert said(book, {"membership": 0.5})["verdict"] == "within recipe noise"
@@ -154,10 +162,12 @@ def test_the_recipe_floor_is_in_the_unit_of_the_row(groups):
     """Distances of numbers are in deviations over the models that are pooled: a recipe that is
     hardly different must not excuse a method that is far more so."""
     near = row(made_up.measured(4, 7, {"membership": 0.15}), "recipe", "recipe")
-    book = opened(groups, near)
-    assert said(book, {"membership": 0.6})["verdict"] == "forgotten traces remain"
-    done = book.judged(row(made_up.measured(6, 3, {"membership": 0.6})))["evidence"]["membership"]
-    assert 0 < 4 * done["recipe"] < done["energy"]
+    farther = row(made_up.measured(6, 1, far=5.0), "original", "original", planted.FLAGGED)
+    book = opened(groups | {"original": farther}, near)
+    done = book.judged(row(made_up.measured(6, 3, {"membership": 0.4})))
+    assert done["finding"]["verdict"] == "forgotten traces remain"
+    done = done["evidence"]["membership"]
+    assert 0 < 2 * done["recipe"] < done["energy"]
     pooled = [near.measured, groups["oracle"].measured]
     alone = audit.energy(suite.distances(pooled)["membership"], range(4), range(4, 12))
     assert alone > done["energy"]  # pooled apart, the unit is another one
@@ -255,9 +265,8 @@ def planted_row(far, expected=planted.NOT_FLAGGED, label="oracle again"):
 
 def test_contaminated_oracles_differ_from_fresh_ones_and_are_no_reference(groups):
     seen = row(made_up.measured(8, 2, far=0.5), "oracle", "oracle")
-    book = opened(
-        groups | {"oracle": seen}, settings=dataclasses.replace(SETTINGS, permutations=999)
-    )
+    settings = dataclasses.replace(SETTINGS, permutations=999)
+    book = opened(groups | {"oracle": seen}, settings=settings)
     book.add(planted_row(0.0))
     assert "freshly trained oracles differ from those of the run (p = 0.001)" in book.doubt()
 

@@ -80,6 +80,16 @@ def test_dead_features_are_alike_and_as_far_as_can_be_from_living_ones(groups):
     np.testing.assert_allclose(D[kept], alive[kept], atol=1e-12)
 
 
+def test_audits_without_a_number_for_some_model_are_named(groups):
+    first, second = groups
+    assert suite.undefined(first) == set()
+    dead = first._replace(
+        features={"forget": first.features["forget"], "test": 0 * first.features["test"]},
+        places=first.places | {"probes": first.places["probes"] + np.array([[np.nan], *[[0]] * 3])},
+    )
+    assert suite.undefined(dead) == {"probes", "features_test"}
+
+
 def test_audits_are_told_in_words_and_durable_ones_have_curves():
     told = suite.described(["probes", "pruning"])
     assert told["probes"]["title"] == "Probes" and told["pruning"]["family"] == "durability"

@@ -138,11 +138,13 @@ def test_the_loop_does_to_the_forgotten_what_each_method_says():
     pytest.importorskip("torch")
     seconds, margins = protocol()
     assert set(seconds) == {"training", *REBUILT} and min(seconds.values()) > 0
-    seen = {stage: phi.mean() for stage, phi in margins.items()}
-    assert margins["training"].shape == (2, 10) and seen["training"] > 1
+    loss = {stage: np.logaddexp(0, -phi).mean() for stage, phi in margins.items()}
+    assert margins["training"].shape == (2, 10)
     np.testing.assert_array_equal(margins["finetune"], margins["training"])  # of rate 0
-    assert seen["neggrad_plus"] < 0 < seen["training"]  # alpha 0: nothing but ascent
-    assert seen["gradient_ascent"] < seen["training"] and seen["random_labels"] < seen["training"]
+    assert min(loss[name] for name in REBUILT[1:]) > 1.5 * loss["training"]
+    kept = {"neggrad_plus": {"learning_rate": 0.05, "epochs": 2, "alpha": 1.0}}
+    gentle = protocol(settings=kept)[1]["neggrad_plus"]  # fine-tuning, while alpha 0 is ascent
+    assert np.logaddexp(0, -gentle).mean() < loss["neggrad_plus"] / 1.2
 
 
 def test_ascent_stops_at_chance_and_would_go_on_without():
@@ -152,7 +154,8 @@ def test_ascent_stops_at_chance_and_would_go_on_without():
         protocol(settings={"gradient_ascent": ascent | {"stop_at_chance": classes}})[1]
         for classes in (3, 10**9)
     )
-    assert on["gradient_ascent"].mean() < 2 * stopped["gradient_ascent"].mean() < 0
+    loss, further = (np.logaddexp(0, -m["gradient_ascent"]).mean() for m in (stopped, on))
+    assert np.log(3) < loss < 0.5 * further
 
 
 def test_what_is_rebuilt_has_the_arguments_that_the_presets_give():
@@ -165,7 +168,8 @@ def test_what_is_rebuilt_has_the_arguments_that_the_presets_give():
 
 
 @pytest.mark.slow
-def test_a_tiny_run_writes_a_record_that_becomes_a_section(tmp_path):
+def test_a_tiny_run_writes_a_record_that_becomes_a_section(tmp_path, monkeypatch):
+    monkeypatch.setattr(shadows.machine, "use_all_cores", lambda: None)
     options = "--pairs 4 --epochs 1 --relabellings 7 --torch-models 2 --methods finetune"
     words = [*options.split(), "--tasks", "random:0.02", "--out", str(tmp_path)]
     assert shadows.main(words) == 0
