@@ -74,7 +74,7 @@ def reaches(imported: set[str], target: str) -> bool:
 # ------------------------------------------------------------------------------ who may import whom
 
 
-COMPARING = ("auditing", "calibration", "shadows")  # what stands beside compare, on top of it
+COMPARING = ("auditing", "calibration")  # what stands beside compare, on top of it
 
 
 def forbidden_imports(name: str, source: str, package: bool = False) -> list[str]:

@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.shadows                   about two minutes on two cores
 
-64 pairs of shadow models (`jaxunlearn.shadows`) for two requests on digits, 128 trainings and as
+64 pairs of shadow models (`jaxunlearn.auditing.shadows`) for two requests on digits, 128 trainings and as
 many true retrainings and runs of every method; an MLP 64-128-64-10, Adam 2e-3, batches of 64, 30
 epochs. Seconds are those of the whole call, compilation, intervals and tests included.
 
@@ -36,10 +36,11 @@ import numpy as np
 
 from experiments import machine
 from experiments.benchmarks.shadows_torch import REBUILT, torch_protocol
-from jaxunlearn import compare, presets, results, shadows
+from jaxunlearn import compare, presets, results
+from jaxunlearn.auditing import shadows
+from jaxunlearn.auditing.shadow_design import design
 from jaxunlearn.data import digits, parse_task
 from jaxunlearn.data.tasks import Task
-from jaxunlearn.shadow_design import design
 
 SCHEMA = 1
 KIND = "jaxunlearn shadows benchmark"

@@ -21,7 +21,7 @@ def attacks(record: Record) -> str:
     """The section: a table for each request, then what a plain loop would cost."""
     job = record["job"]
     words = (
-        f"U-LiRA with {job['pairs']} pairs of shadow models (`jaxunlearn.shadows`) on digits: an "
+        f"U-LiRA with {job['pairs']} pairs of shadow models (`jaxunlearn.auditing.shadows`) on digits: an "
         f"MLP {'-'.join(map(str, job['layers']))}, Adam {job['learning_rate']:g}, batches of "
         f"{job['batch_size']}, {job['epochs']} epochs. Twins share out the forgotten examples: one "
         "was trained on a half and unlearned it, the other never saw it. *original*: nothing is "

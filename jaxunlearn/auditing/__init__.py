@@ -9,6 +9,7 @@ come back?
     suite           the audits in words, and how each places models apart
     distinguishing  the numbers that need two ensembles
     measures        numbers and curves in words
+    shadows         shadow models x unlearning runs: U-LiRA at full strength
     judging         one exact test over all audits, and the verdict
     run             from `results.json` to `audit.json` and the pages
 """

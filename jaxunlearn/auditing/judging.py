@@ -309,6 +309,8 @@ class Book:
         """Everything of the record that depends on the rows."""
         self.flush()
         shown = {key for row in self.rows for key, v in row["measures"].items() if v is not None}
+        for row in self.rows:  # what is undefined in every row says nothing
+            row["measures"] = {k: v for k, v in row["measures"].items() if k in shown}
         drawn = {key for row in self.rows for key in row["curves"]}
         wrong = [
             row["label"] for row in self.rows

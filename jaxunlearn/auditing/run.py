@@ -118,7 +118,7 @@ def audit_comparison(
         return _nothing(record, settings, doubt)
     shadows = None
     if settings.shadows and task.train_parts["forget"].size >= 2:
-        from jaxunlearn.shadows import shadow_lira
+        from jaxunlearn.auditing.shadows import shadow_lira
 
         progress(f"training {2 * settings.shadows} shadow models")
         shadows = shadow_lira(

@@ -87,6 +87,18 @@ def test_what_was_there_before_the_attack_did_not_come_back(book):
     assert found["verdict"] == "forgotten traces remain"
 
 
+def test_models_that_never_seemed_to_have_forgotten_did_not_come_back(book):
+    known = [0.6 for _ in made_up.CURVES["pruning"]]
+    found = said(book, curves={"pruning": known, "relearning": [1.0, 1.0, 1.0, 1.0]})
+    assert "relearning" in found["flagged"] and found["came_back"] == []
+
+
+def test_an_attack_that_brings_back_no_more_than_was_there_is_no_return(book):
+    line = {key: [0.3 for _ in made_up.CURVES[key]] for key in ("pruning", "relearning")}
+    found = said(book, curves=line)
+    assert "relearning" in found["flagged"] and found["came_back"] == []
+
+
 def test_an_attack_that_gives_less_than_retrained_models_get_is_no_return(book):
     found = said(book, curves={"relearning": [-0.1, -0.6, -0.6, -0.6]})
     assert found["flagged"] == ["relearning"] and found["came_back"] == []

@@ -195,7 +195,7 @@ def test_shadow_models_are_asked_for_with_the_settings(finished, cache, monkeypa
         return {"pairs": 4, "words": "w", "rows": []}
 
     monkeypatch.setitem(
-        sys.modules, "jaxunlearn.shadows", types.SimpleNamespace(shadow_lira=shadow_lira)
+        sys.modules, "jaxunlearn.auditing.shadows", types.SimpleNamespace(shadow_lira=shadow_lira)
     )
     monkeypatch.setattr(run, "Book", Quiet)
     monkeypatch.setattr(run, "Bench", lambda *a, **k: Recorded())
@@ -284,7 +284,9 @@ def test_a_single_row_to_forget_is_audited_without_shadow_models(finished, monke
     monkeypatch.setattr(run.remade, "check_models", lambda *a: None)
     monkeypatch.setattr(compare, "ensembles_of", lambda *a, **k: iter(()))
     monkeypatch.setattr(run.planted, "planted", lambda *a, **k: iter(()))
-    monkeypatch.setitem(sys.modules, "jaxunlearn.shadows", None)  # importing it would raise
+    monkeypatch.setitem(
+        sys.modules, "jaxunlearn.auditing.shadows", None
+    )  # importing it would raise
     found = audit_comparison(finished, dataclasses.replace(SETTINGS, shadows=4))
     assert found["shadows"] is None and found["status"] == "informative"
 

@@ -9,7 +9,7 @@ from scipy.stats import binom, norm
 from jaxunlearn import audit, results
 from jaxunlearn.audit import TooFew
 from jaxunlearn.audit.lira import pair_left_out
-from jaxunlearn.shadow_scores import LEAST_PAIRS, scored, swap_test
+from jaxunlearn.auditing.shadow_scores import LEAST_PAIRS, scored, swap_test
 
 
 def twins(rng, pairs, targets):

@@ -13,14 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import compare, data, presets, results, shadows, training
+from jaxunlearn import compare, data, presets, results, training
 from jaxunlearn.audit import TooFew
 from jaxunlearn.audit.lira import pair_left_out
+from jaxunlearn.auditing import shadows
+from jaxunlearn.auditing.shadow_design import design, words
+from jaxunlearn.auditing.shadows import shadow_lira, train_shadows, unlearn_shadows
 from jaxunlearn.cache import Cache
 from jaxunlearn.method import Request, Unlearned, method
 from jaxunlearn.model import Model
-from jaxunlearn.shadow_design import design, words
-from jaxunlearn.shadows import shadow_lira, train_shadows, unlearn_shadows
 
 RECIPE = presets.Recipe(learning_rate=0.05, batch_size=20, epochs=8)
 METHODS = "gradient_ascent(epochs=4),neggrad_plus"

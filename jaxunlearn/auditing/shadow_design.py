@@ -25,8 +25,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxunlearn.audit.errors import TooFew
+from jaxunlearn.auditing.shadow_scores import LEAST_PAIRS
 from jaxunlearn.data.tasks import Task
-from jaxunlearn.shadow_scores import LEAST_PAIRS
 
 
 class Design(NamedTuple):

@@ -1,8 +1,8 @@
 """U-LiRA at full strength: shadow models x unlearning runs, each method one compiled program.
 
 One trained set of shadows serves every example and every method. Of two twins one was trained on
-half of the targets and unlearns it, the other one on the other half (`jaxunlearn.shadow_design`);
-the attack tells for each target which of them has seen it (`jaxunlearn.shadow_scores`). Two rows
+half of the targets and unlearns it, the other one on the other half (`jaxunlearn.auditing.shadow_design`);
+the attack tells for each target which of them has seen it (`jaxunlearn.auditing.shadow_scores`). Two rows
 stand beside the methods:
 
     original   nothing is unlearned: plain LiRA, what there was to hide
@@ -39,6 +39,8 @@ import jax
 import numpy as np
 
 from jaxunlearn import audit, compare, presets, training
+from jaxunlearn.auditing.shadow_design import Design, design, generator, words
+from jaxunlearn.auditing.shadow_scores import Shadowed, scored
 from jaxunlearn.cache import Cache
 from jaxunlearn.data.streams import InMemory
 from jaxunlearn.data.tasks import Task
@@ -46,8 +48,6 @@ from jaxunlearn.ensembles import ensemble
 from jaxunlearn.method import Method, Request
 from jaxunlearn.model import Model
 from jaxunlearn.presets import Recipe
-from jaxunlearn.shadow_design import Design, design, generator, words
-from jaxunlearn.shadow_scores import Shadowed, scored
 from jaxunlearn.specification import Specified
 from jaxunlearn.typing import Array, Key, Params
 
