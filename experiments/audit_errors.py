@@ -45,6 +45,7 @@ LOUD = {
     "class:3": ("digits", "class:3"),
     "subclass:3": ("digits:odd_even", "subclass:3"),
     "random:0.1": ("digits", "random:0.1"),
+    "random:0.05": ("digits", "random:0.05"),
 }
 
 

@@ -2,9 +2,9 @@
 
     python -m experiments.benchmarks.shadows                   about two minutes on two cores
 
-64 pairs of shadow models (`jaxunlearn.auditing.shadows`) for two requests on digits, 128 trainings and as
-many true retrainings and runs of every method; an MLP 64-128-64-10, Adam 2e-3, batches of 64, 30
-epochs. Seconds are those of the whole call, compilation, intervals and tests included.
+64 pairs of shadow models (`jaxunlearn.auditing.shadows`) for two requests on digits, 128 trainings
+and as many true retrainings and runs of every method; an MLP 64-128-64-10, Adam 2e-3, batches of
+64, 30 epochs. Seconds are those of the whole call, compilation, intervals and tests included.
 
 The same protocol in a plain PyTorch loop (`shadows_torch`) is measured in the same process on a few
 shadows and four of the methods, and *extrapolated*: seconds x models of the protocol / models that

@@ -177,6 +177,8 @@ class Bench:
         logits = self.evaluator(params)
         curves = {name: in_blocks(attack, params) for name, attack in self._attacks.items()}
         places = dict(curves)
+        margins = audit.margins(logits["forget"], self.labels["forget"])
+        places["margins"] = np.clip(margins, -MARGIN_CLIP, MARGIN_CLIP)
         if self.guide is not None:
             count = len(jax.tree.leaves(params)[0])
             mine = np.arange(count) % len(self.guide.experts)
@@ -231,6 +233,7 @@ class Bench:
         return outsiders(self.parts)
 
 
+MARGIN_CLIP = 100.0  # nats, as KLoM has it
 _FEATURED = ("forget", "taught", "kind", "test")
 _PLACES = {  # audit -> the numbers that place a model
     "membership": (

@@ -313,7 +313,7 @@ class Book:
             row["measures"] = {k: v for k, v in row["measures"].items() if k in shown}
         drawn = {key for row in self.rows for key in row["curves"]}
         wrong = [
-            row["label"] for row in self.rows
+            (row["label"], row["expected"]) for row in self.rows
             if row["expected"] and row["finding"]
             and bool(row["finding"]["flagged"]) != (row["expected"] == planted.FLAGGED)
             and row["finding"]["verdict"] != "collapsed"
@@ -329,8 +329,13 @@ class Book:
             "floors": {k: v for k, v in self.floors.items() if k in shown},
             "rows": self.rows,
             "notes": [
-                f"The planted group '{label}' was not judged as it must be: trust this audit less."
-                for label in wrong
+                f"The planted group '{label}' was not judged as it must be: "
+                + (
+                    "so many models cannot show a difference of that size here; train more."
+                    if expected == planted.FLAGGED
+                    else "a false alarm, so trust this audit less."
+                )
+                for label, expected in wrong
             ],
         }
 

@@ -1,8 +1,8 @@
 """U-LiRA at full strength: shadow models x unlearning runs, each method one compiled program.
 
 One trained set of shadows serves every example and every method. Of two twins one was trained on
-half of the targets and unlearns it, the other one on the other half (`jaxunlearn.auditing.shadow_design`);
-the attack tells for each target which of them has seen it (`jaxunlearn.auditing.shadow_scores`). Two rows
+half of the targets and unlearns it, the other one on the other half (`shadow_design`);
+the attack tells for each target which of them has seen it (`shadow_scores`). Two rows
 stand beside the methods:
 
     original   nothing is unlearned: plain LiRA, what there was to hide

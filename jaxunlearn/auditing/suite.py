@@ -46,6 +46,13 @@ AUDITS: dict[str, Audit] = {
         )
         for part, (title, words) in _OUTPUTS.items()
     },
+    "margins": Audit(
+        "Margins on forget rows",
+        "behaviour",
+        "Log-odds of the true label, row by row in deviations of that row. They tell a row that is "
+        "known by heart from one that is merely classified rightly, where both probabilities are "
+        "near 1.",
+    ),
     "membership": Audit(
         "Membership of forgotten rows",
         "membership",

@@ -20,7 +20,14 @@ CURVES = {
     "pruning": [0.0, 0.5, 0.9],
     "quantisation": ["32 bits", "8 bits", "4 bits"],
 }
-VECTORS = {"membership": 4, "retained_membership": 4, "probes": 5, "steering": 3}
+VECTORS = {
+    "margins": 12,
+    "membership": 4,
+    "retained_membership": 4,
+    "probes": 5,
+    "steering": 3,
+    "margins": 4,
+}
 
 _world = np.random.default_rng(0)
 LABELS = {part: _world.integers(0, CLASSES, n) for part, n in SIZES.items()}

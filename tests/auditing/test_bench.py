@@ -319,7 +319,7 @@ def test_a_model_by_hand_has_no_features_no_fresh_layer_and_no_steering(source):
     assert bench.guide is None and found.features == {} and "neighbours" not in found.numbers
     assert found.places.keys() == {
         "relearning", "few_examples", "other_training", "pruning", "quantisation",
-        "membership", "retained_membership",
+        "membership", "retained_membership", "margins",
     }  # fmt: skip
     audits = suite.distances([found, found]).keys()
     assert not audits & {"fresh_head", "features_forget", "features_test", "probes", "steering"}

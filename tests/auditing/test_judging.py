@@ -13,7 +13,7 @@ from jaxunlearn.results import plain
 from tests.auditing import made_up
 
 SETTINGS = Settings(permutations=199, resamples=49, shadows=0)
-KNOWN = {key: 1.0 for key in suite.DURABLE}
+AUDITS = len(suite.AUDITS) - 2  # all but those of adjacent and remote rows
 GONE = {key: [0.0, *(1.0 for _ in places[1:])] for key, places in made_up.CURVES.items()}
 
 
@@ -54,20 +54,20 @@ def test_models_like_the_oracles_are_indistinguishable_from_retraining(book):
     found = said(book)
     assert found["verdict"] == "indistinguishable from retraining"
     assert found["flagged"] == [] == found["came_back"] and found["p_value"] > 0.05
-    assert found["words"].startswith("indistinguishable from retraining: none of 16 audits")
+    assert found["words"].startswith(f"indistinguishable from retraining: none of {AUDITS} audits")
 
 
 def test_models_that_lie_towards_the_original_have_traces(book):
     found = said(book, {"probes": 0.6})
     assert found["verdict"] == "forgotten traces remain" and found["flagged"] == ["probes"]
     assert "on probes they lie towards the original" in found["words"]
-    assert "1 of 16 audits" in found["words"]
+    assert f"1 of {AUDITS} audits" in found["words"]
 
 
 def test_the_untouched_original_has_traces_and_never_came_back(groups, book):
     found = book.judged(groups["original"])["finding"]
     assert found["verdict"] == "forgotten traces remain" and found["came_back"] == []
-    assert len(found["flagged"]) == 16 and "and 13 more" in found["words"]
+    assert len(found["flagged"]) == AUDITS and f"and {AUDITS - 3} more" in found["words"]
 
 
 @pytest.mark.parametrize("key", suite.DURABLE)
@@ -298,7 +298,8 @@ def test_a_false_alarm_of_the_usual_rate_is_a_note_and_no_doubt(groups, monkeypa
     monkeypatch.setattr(judging, "_IN_DOUBT", 0.001)
     assert book.doubt() is None
     assert book.told()["notes"] == [
-        "The planted group 'oracle again' was not judged as it must be: trust this audit less."
+        "The planted group 'oracle again' was not judged as it must be: a false alarm, so trust "
+        "this audit less."
     ]
 
 
@@ -311,6 +312,7 @@ def test_a_planted_group_that_nobody_saw_is_noted_and_a_collapsed_one_is_not(gro
     book.add(broken)
     (note,) = book.told()["notes"]
     assert "'half-contaminated oracle' was not judged as it must be" in note
+    assert "cannot show a difference of that size here; train more" in note
 
 
 # --- Settings ---------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def test_the_original_and_its_mask_are_flagged_and_retraining_is_not(found):
 
 
 def test_all_audits_ask_every_row(found):
-    assert len(found["audits"]) == 16  # all but those of adjacent and remote rows
+    assert len(found["audits"]) == 17  # all but those of adjacent and remote rows
     for each in found["rows"]:
         expected = set() if each["role"] == "oracle" else set(found["audits"])
         assert set(each["evidence"]) == expected
