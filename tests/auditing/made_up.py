@@ -2,6 +2,7 @@
 the originals (1), in each audit by itself."""
 
 import types
+import zlib
 
 import numpy as np
 
@@ -43,7 +44,10 @@ def measured(models, seed, far=0.0, *, curves=None, without=()):
     curves: {curve: number for each place}, in place of `far`.
     without: fields that are empty.
     """
-    rng = np.random.default_rng([seed, 1])
+
+    def noise(key, *shape):
+        """A stream for each name: one audit more leaves the others as they are."""
+        return np.random.default_rng([seed, zlib.crc32(key.encode())]).normal(size=shape)
 
     def at(key):
         return far.get(key, 0.0) if isinstance(far, dict) else far
@@ -52,7 +56,7 @@ def measured(models, seed, far=0.0, *, curves=None, without=()):
         part: (
             _BASE[part]
             + at(f"outputs_{part}") * _AWAY[part]
-            + 0.2 * rng.normal(size=(models, *_BASE[part].shape))
+            + 0.2 * noise(f"outputs_{part}", models, *_BASE[part].shape)
         ).astype(np.float32)
         for part in SIZES
     }
@@ -60,21 +64,19 @@ def measured(models, seed, far=0.0, *, curves=None, without=()):
         part: (
             (1 - at(f"features_{part}")) * start
             + at(f"features_{part}") * end
-            + 0.2 * rng.normal(size=(models, *start.shape))
+            + 0.2 * noise(f"features_{part}", models, *start.shape)
         ).astype(np.float32)
         for part, (start, end) in _FEATURES.items()
     }
     lines = {}
     for key, places in CURVES.items():
         t = np.full(len(places), at(key)) if key not in (curves or {}) else np.array(curves[key])
-        lines[key] = 0.1 + 0.7 * t + 0.02 * rng.normal(size=(models, len(places)))
-    vectors = {
-        key: at(key) + 0.1 * rng.normal(size=(models, size)) for key, size in VECTORS.items()
-    }
+        lines[key] = 0.1 + 0.7 * t + 0.02 * noise(key, models, len(places))
+    vectors = {key: at(key) + 0.1 * noise(key, models, size) for key, size in VECTORS.items()}
     numbers = {
-        "forget_loss_auc": 0.5 + 0.3 * at("membership") + 0.02 * rng.normal(size=models),
-        "exposure": 1.44 + at("membership") + 0.1 * rng.normal(size=models),
-        "not_for_people": rng.normal(size=models),
+        "forget_loss_auc": 0.5 + 0.3 * at("membership") + 0.02 * noise("auc", models),
+        "exposure": 1.44 + at("membership") + 0.1 * noise("exposure", models),
+        "not_for_people": noise("other", models),
     }
     made = Measured(logits, features, lines | vectors, lines, numbers)
     return made._replace(**{field: {} for field in without})
