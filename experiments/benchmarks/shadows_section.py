@@ -27,8 +27,8 @@ def attacks(record: Record) -> str:
         "examples: one was trained on a half and unlearned it, the other never saw it. *original*: "
         "nothing is unlearned; *oracle*: true retraining, which is guessing. Accuracy, AUC and the "
         "share recognised at 1 % false alarms in %, with 95 % intervals; *worst* is the accuracy "
-        "on the most exposed example, and the largest of many is above 50 % by chance too: compare it "
-        "with the oracle's. *p*: an exact test of each row against guessing, by "
+        "on the most exposed example, and the largest of many is above 50 % by chance too: compare "
+        "it with the oracle's. *p*: an exact test of each row against guessing, by "
         f"{job['relabellings']} swaps of twins. Seconds are of all {2 * job['pairs']} models of a "
         f"row. {origin(record)}"
     )

@@ -27,7 +27,6 @@ VECTORS = {
     "retained_membership": 4,
     "probes": 5,
     "steering": 3,
-    "margins": 4,
 }
 
 _world = np.random.default_rng(0)
