@@ -270,8 +270,7 @@ def write(results: Results, path: Path) -> Path:
 
     A hash of every field is stored with it, so that `read` can tell what was edited since.
     """
-    record = results.record | {"hashes": _hashes(results.record)}
-    return publish_text(path, json.dumps(record, indent=1, allow_nan=False))
+    return publish_text(path, sealed(results.record))
 
 
 def read(path: Path) -> Results:
@@ -281,17 +280,38 @@ def read(path: Path) -> Results:
       ValueError: not JSON, not a comparison, of a newer schema than this version understands, or
         edited since it was written; the field is named.
     """
+    words = "the results of a jaxunlearn comparison"
+    return Results(unsealed(path, kind="jaxunlearn compare", schema=SCHEMA, words=words))
+
+
+def sealed(record: Mapping[str, Any]) -> str:
+    """A record as JSON, with a hash of each of its fields."""
+    return json.dumps(dict(record) | {"hashes": _hashes(record)}, indent=1, allow_nan=False)
+
+
+def unsealed(path: Path, *, kind: str, schema: int, words: str) -> dict[str, Any]:
+    """The record in a file that `sealed` made.
+
+    Args:
+      path: of the file.
+      kind: what its field `kind` must say.
+      schema: the newest that is understood.
+      words: what it is, for messages.
+
+    Raises:
+      ValueError: not JSON, not of the kind, newer, or edited since; the field is named.
+    """
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not a results file ({error}).") from None
-    schema = record.get("schema") if isinstance(record, dict) else None
-    if type(schema) is not int or record.get("kind") != "jaxunlearn compare":
-        raise ValueError(f"{path}: not the results of a jaxunlearn comparison (no schema number).")
-    if schema > SCHEMA:
+    found_schema = record.get("schema") if isinstance(record, dict) else None
+    if type(found_schema) is not int or record.get("kind") != kind:
+        raise ValueError(f"{path}: not {words} (no schema number).")
+    if found_schema > schema:
         raise ValueError(
-            f"{path}: schema {schema} is newer than {SCHEMA}, the newest this version reads. "
-            "Upgrade jaxunlearn."
+            f"{path}: schema {found_schema} is newer than {schema}, the newest this version "
+            "reads. Upgrade jaxunlearn."
         )
     stored = record.pop("hashes", None)
     found = _hashes(record)
@@ -302,7 +322,7 @@ def read(path: Path) -> Results:
                 f"{path}: '{field}' is not what was written: the file was edited, or a field added "
                 "or removed. Run the comparison again."
             )
-    return Results(record)
+    return record
 
 
 def _hashes(record: Mapping[str, Any]) -> dict[str, str]:

@@ -18,4 +18,5 @@ from .bench import Bench as Bench
 from .bench import Measured as Measured
 from .judging import Settings as Settings
 from .run import audit_comparison as audit_comparison
+from .run import read as read
 from .run import write as write

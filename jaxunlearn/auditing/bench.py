@@ -34,7 +34,7 @@ What a task or a network does not have is absent, for all ensembles alike:
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -199,7 +199,7 @@ class Bench:
 
     def _features(self, params: Params) -> dict[str, np.ndarray]:
         """What the last layer reads, of each of the sets of rows."""
-        run = self._featured
+        run: Any = self._featured
         if run is None:
             return {}
         sets = {name: getattr(self, name).x for name in _FEATURED}

@@ -29,9 +29,10 @@ from jaxunlearn.auditing.judging import Book, Row, Settings
 from jaxunlearn.cache import Cache
 from jaxunlearn.publishing import publish_text
 from jaxunlearn.reporting.report import command as report_command
-from jaxunlearn.results import Results, plain
+from jaxunlearn.results import Results, plain, sealed, unsealed
 
 SCHEMA = 1
+KIND = "jaxunlearn audit"
 
 
 def audit_comparison(
@@ -147,7 +148,7 @@ def _head(
 ) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
-        "kind": "jaxunlearn audit",
+        "kind": KIND,
         "status": status,
         "run": {"results": "results.json", "digest": digest(record)},
         "task": {key: record["task"][key] for key in ("name", "words", "description", "source")},
@@ -174,6 +175,16 @@ def _nothing(record: Mapping[str, Any], settings: Settings, reason: str) -> dict
     return plain(head | empty | {"shadows": None})
 
 
+def read(path: Path) -> dict[str, Any]:
+    """The record in an `audit.json`.
+
+    Raises:
+      ValueError: not JSON, not an audit, of a newer schema than this version understands, or edited
+        since it was written; the field is named.
+    """
+    return unsealed(path, kind=KIND, schema=SCHEMA, words="the record of a jaxunlearn audit")
+
+
 def write(
     found: Mapping[str, Any],
     finished: Results,
@@ -196,8 +207,7 @@ def write(
     """
     from jaxunlearn.reporting import page_names, pages, report
 
-    text = json.dumps(found, indent=1, allow_nan=False)
-    report_page = report.html(finished.record, found)
+    text, report_page = sealed(found), report.html(finished.record, found)
     made = {folder / name: page for name, page in pages.pages(found).items()}
     (folder / page_names.PAGES).mkdir(exist_ok=True)  # from here on all is made, and is written
     written = [publish(path, page) for path, page in made.items()]

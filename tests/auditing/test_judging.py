@@ -185,6 +185,19 @@ def test_the_recipe_floor_is_in_the_unit_of_the_row(groups):
     assert alone > done["energy"]  # pooled apart, the unit is another one
 
 
+def test_false_alarms_are_as_rare_as_the_level_says_with_other_recipes_in_the_matrix(groups):
+    """Oracles, row and recipes are fresh in each of 200 trials; 5 % are 10, 20 is the 99.9 %."""
+    alarms = 0
+    for trial in range(200):
+        book = Book(made_up.bench(), dataclasses.replace(SETTINGS, resamples=19), trial)
+        book.original = groups["original"]
+        book.oracle = row(made_up.measured(8, 10_000 + trial), "oracle", "oracle")
+        book.recipes = [row(made_up.measured(4, 20_000 + trial, 0.5), "recipe", "recipe")]
+        found, _ = book._evidence(row(made_up.measured(6, 30_000 + trial)))
+        alarms += bool(found.flagged(SETTINGS.level))
+    assert 1 <= alarms <= 20
+
+
 def test_the_largest_recipe_counts_and_a_broken_one_does_not(groups):
     recipes = [
         row(made_up.measured(4, 7, {"probes": t}), f"recipe {t}", "recipe") for t in (0.0, 0.7)

@@ -307,7 +307,8 @@ def test_the_audit_the_report_and_a_page_for_each_row_are_written(finished, foun
     assert paths[:2] == [tmp_path / "audit.json", tmp_path / "report.html"]
     names = sorted(path.name for path in (tmp_path / "pages").iterdir())
     assert len(names) == 2 == len(paths) - 2  # all rows but the oracles
-    assert json.loads((tmp_path / "audit.json").read_text()) == found
+    assert run.read(tmp_path / "audit.json") == found
+
     front = (tmp_path / "report.html").read_text(encoding="utf-8")
     for name in names:
         assert f'href="pages/{name}"' in front
@@ -351,6 +352,25 @@ def test_a_number_that_is_no_json_leaves_everything_as_it_was(
     with pytest.raises(ValueError, match="not JSON compliant"):
         write(found | {"seconds": float("nan")}, finished, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r["rows"][0].update(models=99), "'rows' is not what was written"),
+        (lambda r: r.update(schema=99), "schema 99 is newer than 1"),
+        (lambda r: r.update(kind="jaxunlearn compare"), "not the record of a jaxunlearn audit"),
+    ],
+)
+def test_an_audit_that_was_edited_or_is_none_is_not_read(
+    finished, found, plain_pages, tmp_path, change, message
+):
+    path, *_ = write(found, finished, tmp_path)
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=message):
+        run.read(path)
 
 
 def test_a_writer_that_is_killed_leaves_old_or_new_files_each_whole(
