@@ -32,6 +32,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+# Before NumPy is loaded: its products are many times slower when the threads of two workers fight
+# for the same cores.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import jax
 import numpy as np
 import pytest
