@@ -180,9 +180,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
+        fewer = "--methods" if options.command == "audit" else "--seeds and --oracles"
         print(
-            "jaxunlearn: out of memory. Nothing was written. Evaluate fewer examples with --rows, "
-            "train fewer models at a time with fewer --seeds and --oracles, or free memory. "
+            "jaxunlearn: out of memory. Nothing was written. Look at fewer examples with --rows, "
+            f"at fewer models with {fewer}, or free memory. "
             f"({str(error).splitlines()[0] if str(error) else 'MemoryError'})",
             file=sys.stderr,
         )
@@ -256,7 +257,7 @@ def _audit(options: argparse.Namespace) -> int:
             f"--run {folder} holds no results.json. Give the --out folder of a finished "
             "`jaxunlearn compare`."
         )
-    _folder(folder)
+    _folder(folder, "--run")
     cache = _prepared_jax(options)
     from jaxunlearn import auditing, results
     from jaxunlearn.reporting import front
@@ -416,13 +417,13 @@ def _use_all_cores(jax: Any) -> None:
             jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
 
 
-def _folder(path: Path) -> Path:
+def _folder(path: Path, option: str = "--out") -> Path:
     """The output folder, made before anything costly begins."""
     if path.exists() and not path.is_dir():
-        raise ValueError(f"--out {path} is a file; give a folder.")
+        raise ValueError(f"{option} {path} is a file; give a folder.")
     path.mkdir(parents=True, exist_ok=True)
     if not os.access(path, os.W_OK):
-        raise ValueError(f"--out {path} cannot be written to.")
+        raise ValueError(f"{option} {path} cannot be written to.")
     return path
 
 

@@ -144,11 +144,9 @@ class Bench:
         return kind, test
 
     def _others(self) -> Rows:
-        """Retained rows for other training: remote ones if there are any, as many as it reads."""
+        """Retained rows for other training, as many as it reads. Of all kinds: remote rows may be
+        of a single label, and whoever trains on one label forgets all others."""
         columns = self.task.columns("train", "retain")
-        if "adjacent" in self.task.train_parts:
-            remote = self.task.columns("train", "remote")
-            columns = remote if len(remote["y"]) else columns
         return self._some("others", columns, self.steps * self.settings.recipe.batch_size)
 
     def learn_steering(self, originals: Params) -> None:

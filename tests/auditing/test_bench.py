@@ -3,8 +3,6 @@
 Most models here are drawn, not trained: what is asked is whether the bench measures what it says.
 """
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -409,28 +407,12 @@ def test_the_probe_of_a_class_that_was_not_drawn_is_left_out():
     assert (found["neighbours"] == 0).all()
 
 
-def test_other_training_is_on_remote_rows_where_there_are_any(source):
+def test_other_training_is_on_retained_rows_of_every_kind(source):
     network, _ = linear(source)
     task = data.parse_task(data.thinned(data.load("digits:odd_even"), 120), "subclass:3")
-    remote = {row.tobytes() for row in task.columns("train", "remote")["x"]}
+    columns = task.columns("train", "retain")
+    retain = {row.tobytes() for row in columns["x"]}
     others = Bench(network, task, SETTINGS, rows=4, steps=2)._others()
-    assert {row.tobytes() for row in others.x} <= remote and others.size == min(64, len(remote))
-    plain = data.class_task(source, 3)
-    retain = {row.tobytes() for row in plain.columns("train", "retain")["x"]}
-    others = Bench(network, plain, SETTINGS, rows=4, steps=2)._others()
-    assert {row.tobytes() for row in others.x} <= retain and others.size == 64  # 2 steps of 32
-
-
-def test_retained_rows_that_are_all_adjacent_serve_for_other_training(source):
-    network, _ = linear(source)
-    task = data.class_task(source, 3)
-    near = task.train_parts | {"adjacent": task.train_parts["retain"]}
-    task = types.SimpleNamespace(
-        columns=lambda split, part: {"x": np.ones((3, 1)) if part == "retain" else np.ones((0, 1)),
-                                     "y": np.ones(3 if part == "retain" else 0, int)},
-        train_parts=near,
-    )  # fmt: skip
-    bench = types.SimpleNamespace(
-        task=task, steps=2, settings=SETTINGS, rows=4, _some=lambda name, columns, most: columns
-    )
-    assert len(Bench._others(bench)["y"]) == 3
+    assert {row.tobytes() for row in others.x} <= retain
+    assert others.size == min(64, len(retain))  # 2 steps of 32
+    assert set(others.y) == set(columns["y"])

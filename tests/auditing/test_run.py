@@ -373,6 +373,20 @@ def test_an_audit_that_was_edited_or_is_none_is_not_read(
         run.read(path)
 
 
+def test_memory_that_ends_in_the_last_page_leaves_everything_as_it_was(
+    finished, found, tmp_path, plain_pages, monkeypatch
+):
+    def exhausted(audit, row):
+        if row["label"] == found["rows"][-1]["label"]:
+            raise MemoryError
+        return "<p>"
+
+    monkeypatch.setattr(pages, "page", exhausted)
+    with pytest.raises(MemoryError):
+        write(found, finished, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_writer_that_is_killed_leaves_old_or_new_files_each_whole(
     finished, found, tmp_path, plain_pages
 ):
