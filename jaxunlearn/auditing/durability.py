@@ -10,7 +10,7 @@ Each attack is a function of one model's params, traceable, and gives a curve of
 | few_examples    | the same on 1, 2, 4, ... of the shown rows          | the half held back       |
 | fresh_head      | a new last layer, trained with the rest on shown    | the half held back       |
 |                 | and retained rows                                   |                          |
-| other_training  | training on retained rows, remote ones if there are | all forget rows          |
+| other_training  | training on retained rows                           | all forget rows          |
 | pruning         | the smallest weights set to zero                    | all forget rows          |
 | quantisation    | weights rounded                                     | all forget rows          |
 """
@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import audit
+from jaxunlearn.audit.knowledge import as_watched, knowledge
 from jaxunlearn.auditing.blocks import Rows
 from jaxunlearn.data.streams import InMemory, in_memory
 from jaxunlearn.model import Model
@@ -137,8 +138,8 @@ def counts_of(shown: int) -> tuple[int, ...]:
 
 def knowledge_of(network: Model, params: Params, rows: Rows) -> Array:
     """[] mean probability of the true label."""
-    logp = jax.nn.log_softmax(network.outputs(params, rows.batch).astype(jnp.float32), axis=-1)
-    return jnp.exp(jnp.take_along_axis(logp, rows.y[:, None], axis=-1)).mean()
+    watched = as_watched("knowledge_of", "rows", network, params, rows.batch)
+    return jnp.asarray(knowledge(network, params, watched).confidence)
 
 
 def has_head(network: Model, fresh: Params | None) -> bool:
