@@ -1,6 +1,6 @@
 """How often is the suite of audits wrong? False alarms on retrained models, and what it catches.
 
-    python -m experiments.audit_errors          on two cores about ten minutes
+    python -m experiments.audit_errors          six minutes on two cores
 
 | study        | what stands in the place of a method      | what must be said                    |
 |--------------|-------------------------------------------|--------------------------------------|
