@@ -9,14 +9,14 @@ from jaxunlearn.audit.evidence import evidence, vector_distances
 METHOD, ORACLE, ORIGINAL = range(8), range(8, 24), range(24, 32)
 
 
-def suite(rng, shift=0.0, audits=6):
+def suite(rng, shift=0.0, audits=6, shifted=0):
     """Audits of 32 models; the last eight (originals) are far away on each, the first eight are
-    shifted by `shift` on audit "a0"."""
+    moved by `shift` on one audit, "a0" unless said."""
     found = {}
     for a in range(audits):
         values = rng.normal(size=(32, 3))
         values[24:] += 6.0
-        if a == 0:
+        if a == shifted:
             values[:8] += shift
         found[f"a{a}"] = vector_distances(values)
     return found
@@ -43,6 +43,8 @@ def test_an_undefined_number_is_a_difference_of_its_own_and_a_constant_one_is_no
     assert np.isfinite(D).all()
     assert D[2, 3] == 0
     assert min(D[0, 2], D[1, 2]) > 0
+    at_the_mean = vector_distances([1.0, 2.0, 1.5, np.nan])  # what is filled in is no disguise
+    assert at_the_mean[2, 3] > 1
     assert not vector_distances(np.full((4, 2), 7.0)).any()
     assert not vector_distances(np.full((4, 2), np.nan)).any()
 
@@ -63,6 +65,24 @@ def test_the_suite_is_the_permutation_test_of_its_largest_audit():
     for audit, finding in found.findings.items():
         assert finding.energy == pytest.approx(test.energies[audit], abs=1e-12)
         assert finding.resolution == pytest.approx(test.null_quantiles[audit], abs=1e-12)
+
+
+def test_the_suite_listens_to_whichever_audit_stands_out():
+    found = judged(suite(np.random.default_rng(9), shift=3.0, shifted=4))
+    assert found.largest == "a4"
+    assert found.p_value == found.findings["a4"].p_value == 1 / 200
+    assert found.flagged() == ("a4",)
+
+
+def test_a_displacement_within_its_interval_has_no_direction():
+    """Of retrained models, half lie on the original's side by chance; few are said to."""
+    rng = np.random.default_rng(10)
+    said = [
+        finding.direction
+        for seed in range(10)
+        for finding in judged(suite(rng), seed=seed).findings.values()
+    ]
+    assert np.mean([direction != "aside" for direction in said]) < 0.25
 
 
 def test_an_adjusted_p_value_is_the_share_of_relabellings_with_any_audit_as_extreme():
