@@ -32,6 +32,20 @@ Keep: TypeAlias = Callable[[str, Array], bool]
 _STAYS = re.compile(r"\b(bias|scale|batch_stats|cls)\b|norm|embedding|position|token", re.I)
 
 
+def names_on(path: tuple) -> list[str]:
+    """The names on the path of a leaf, from the root: of keys, attributes and places in a list.
+
+    Args:
+        path: as `jax.tree_util.tree_map_with_path` gives it.
+
+    Example:
+        >>> ((path, _),), _ = jax.tree_util.tree_flatten_with_path({"head": [0]})
+        >>> names_on(path)
+        ['head', '0']
+    """
+    return [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
+
+
 def norms_biases_embeddings(path: str, leaf: Array) -> bool:
     """Whether a leaf stays in full precision: the table of the module.
 

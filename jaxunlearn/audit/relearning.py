@@ -50,6 +50,7 @@ from jaxunlearn.objectives import training
 from jaxunlearn.typing import Array, Key, Params, check_key
 
 from .knowledge import Knowledge, Watched, as_watched, knowledge
+from .leaves import names_on
 
 
 class Curve(NamedTuple):
@@ -250,9 +251,8 @@ def with_fresh_layer(params: Params, fresh: Params, layer: str = "head") -> Para
     replaced = []
 
     def choose(path: tuple, old: Any, new: Any) -> Any:
-        names = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
-        replaced.append(layer in names)
-        return new if layer in names else old
+        replaced.append(layer in names_on(path))
+        return new if replaced[-1] else old
 
     mixed = jax.tree_util.tree_map_with_path(choose, params, fresh)
     if all(replaced) or not any(replaced):

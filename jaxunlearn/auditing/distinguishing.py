@@ -49,17 +49,17 @@ def against_oracles(
     if not finite:
         return {}, None
     f_own, f_oracle = mine["forget"], theirs["forget"]
-    found["klom"] = _over_rows(audit.klom(f_oracle, f_own), rng, resamples)
+    found["klom"] = _mean(audit.klom(f_oracle, f_own), rng, resamples)
     margins = audit.margin_distance(f_oracle, f_own)
     if margins is not None:
-        found["wasserstein"] = _over_rows(margins.wasserstein, rng, resamples)
-        found["margin_energy"] = _over_rows(margins.energy, rng, resamples)
+        found["wasserstein"] = _mean(margins.wasserstein, rng, resamples)
+        found["margin_energy"] = _mean(margins.energy, rng, resamples)
     tests = audit.ks_tests(f_oracle, f_own, permutations=199, seed=[seed, 6])
     if tests is not None:
         found["ks_rejected"] = _alone(tests.rejected)
     quality = audit.forgetting_quality(f_oracle, f_own)
     if quality is not None:
-        found["forgetting_quality"] = _over_rows(quality.points, rng, resamples)
+        found["forgetting_quality"] = _mean(quality.points, rng, resamples)
     examples: dict[str, Any] | None = {}
     for part in ("forget", "retain"):
         rows = _thinned(bench, part, mine[part].shape[1])
@@ -111,10 +111,10 @@ def _thinned(bench: Bench, part: str, count: int) -> np.ndarray:
     return np.sort(rng.permutation(count)[: bench.rows])
 
 
-def _over_rows(
+def _mean(
     values: np.ndarray | None, rng: np.random.Generator, resamples: int
 ) -> dict[str, Any] | None:
-    """Mean over examples; the interval is over examples too, since one model has no such number."""
+    """Mean with its interval: over models, or over examples where one model has no such number."""
     found = None if values is None else audit.mean_interval(values, rng=rng, resamples=resamples)
     return None if found is None else found._asdict()
 
@@ -143,7 +143,7 @@ def _references(
             )
             for part in ("forget", others)
         ]  # fmt: skip
-        found["rmia_auc"] = _over_models(audit.auc(*scores), rng, resamples)
+        found["rmia_auc"] = _mean(audit.auc(*scores), rng, resamples)
     for part in ("forget", "test"):
         if part in own.features and own.features[part].shape[1] >= 4:
             stack = np.concatenate([own.features[part], oracle.features[part]])
@@ -151,13 +151,8 @@ def _references(
                 audit.cka_matrix(stack), range(len(own.features[part]), len(stack))
             )
             mine = similar[: len(own.features[part])]
-            found[f"cka_{part}"] = _over_models(mine, rng, resamples)
+            found[f"cka_{part}"] = _mean(mine, rng, resamples)
     return found
-
-
-def _over_models(values: np.ndarray, rng: np.random.Generator, resamples: int) -> Any:
-    found = audit.mean_interval(values, rng=rng, resamples=resamples)
-    return None if found is None else found._asdict()
 
 
 def _relearned(
@@ -174,7 +169,7 @@ def _relearned(
     )
     capped = np.where(np.isfinite(times), times, float(steps[-1]))
     rng = np.random.default_rng([seed, 8])
-    found: dict[str, Any] = {"relearn_steps": _over_models(capped, rng, resamples)}
+    found: dict[str, Any] = {"relearn_steps": _mean(capped, rng, resamples)}
     index = audit.anamnesis_index(
         times, reference, cap=float(steps[-1]), resamples=resamples, seed=[seed, 9]
     )

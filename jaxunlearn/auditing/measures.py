@@ -59,7 +59,8 @@ MEASURES: dict[str, Measure] = {
     "epsilon": Measure(
         "Epsilon, at least", "membership",
         "Lower bound at 95 % confidence on how far the two worlds are apart; limited by the number "
-        "of models.",
+        "of models. Each model's score is fitted on the others, so that the confidence is "
+        "approximate.",
         aim="low",
     ),
     "lira_accuracy": Measure(

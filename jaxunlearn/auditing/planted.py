@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxunlearn.audit.leaves import names_on
 from jaxunlearn.cache import Cache
 from jaxunlearn.compare import train_group, train_rows
 from jaxunlearn.data.tasks import Task
@@ -75,7 +76,7 @@ def mask_classes(params: Params, classes: np.ndarray) -> Params:
     found = []
 
     def lowered(path: tuple, leaf: Any) -> Any:
-        names = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
+        names = names_on(path)
         if "head" not in names or "bias" not in names:
             return leaf
         found.append(names)
